@@ -1,0 +1,165 @@
+"""Saving and loading, without executing anything: safetensors files that describe themselves in their header.
+
+A file's header holds what it is (``kind``), the model's configuration, a SHA-256 over all of it, and, as JSON: the
+recipe, the training history, the test figures. A Transformer's header also holds the identity of the tokenizer whose
+codes it learned (`tokenizer_id`); `load_transformer` refuses a pair that does not match.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+
+from vqlib.transformer import Transformer, TransformerConfig
+from vqlib.vqvae import VQVAE, VQVAEConfig
+
+SHIPPED = Path(__file__).parent / "weights"
+_FAST_RUNS = None  # the temporary folder of this process, see runs_folder
+
+
+def runs_folder():
+    """Where training writes and `load_vqvae` looks first: one place, whatever the working directory.
+
+    ``VQLIB_RUNS`` names it; else ``runs/`` beside the package in a checkout, ``~/.vqlib/runs`` for an installed
+    package. With ``VQLIB_FAST=1`` (the tests' small numbers) it is a temporary folder, so that nothing of a
+    reader's is read or written.
+    """
+    global _FAST_RUNS
+    if os.environ.get("VQLIB_FAST") == "1":
+        _FAST_RUNS = _FAST_RUNS or tempfile.TemporaryDirectory(prefix="vqlib-fast-")
+        return Path(_FAST_RUNS.name)
+    if os.environ.get("VQLIB_RUNS"):
+        return Path(os.environ["VQLIB_RUNS"]).expanduser()
+    checkout = Path(__file__).parent.parent
+    return checkout / "runs" if (checkout / "pyproject.toml").is_file() else Path.home() / ".vqlib" / "runs"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+def save(path, kind, tensors, **info):
+    """Write ``tensors`` (name -> tensor) and ``info`` (anything JSON holds) to a safetensors file, all or nothing.
+
+    The new file is complete and on the disk before it takes the old one's place: a failed or killed save leaves the
+    previous file as it was. Raises OSError, naming the remedy, where the folder can't be written.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    text = json.dumps(info)
+    header = {"kind": kind, "sha256": _digest(tensors, kind + text), "info": text}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(serialize(tensors, header))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(f"cannot save {path}: {error}. What stood there before is untouched. Make the folder "
+                          f"writable or free some space, or set VQLIB_RUNS to another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path, kind):
+    """Read a file that `save` wrote: (tensors, info). Nothing in it is executed.
+
+    Raises FileNotFoundError, or ValueError where the file is damaged, altered, or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if header.get("kind") != kind:
+            raise ValueError(f"{path} holds {header.get('kind', 'no description of itself')!r}, expected {kind!r}")
+        info = json.loads(header["info"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no weight file of this project ({error}). {_remedy(path)}") from error
+    if header.get("sha256") != _digest(tensors, header["kind"] + header["info"]):
+        raise ValueError(f"{path} is damaged: its content doesn't have the SHA-256 that its header states. "
+                         f"{_remedy(path)}")
+    return tensors, info
+
+
+def _remedy(path):
+    if path.parent == SHIPPED:
+        return "Restore it with `git checkout vqlib/weights`, or install the package again."
+    return "Delete it and train again (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)."
+
+
+def _digest(tensors, text=""):
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_id(vqvae):
+    """A SHA-256 over a VQ-VAE's parameters: codes of one tokenizer mean nothing to another."""
+    return _digest(dict(vqvae.named_parameters()))
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+def save_model(path, model, dtype=None, **info):
+    """Save a `VQVAE` or `Transformer` with what a reader may want to know of it (recipe, history, test figures…).
+
+    dtype: store floating-point tensors in this type, e.g. torch.float16 for half the size.
+    """
+    tensors = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in model.state_dict().items()}
+    save(path, type(model).__name__, tensors, config=dataclasses.asdict(model.config), **info)
+
+
+def load_model(path, cls, config_cls, device="cpu"):
+    """Load a model that `save_model` wrote, in eval mode and float32, with the header in ``model.info``.
+
+    Raises ValueError where the file is damaged or doesn't fit the configuration it states.
+    """
+    tensors, info = read(path, cls.__name__)
+    try:
+        model = cls(config_cls(**info["config"]))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit its configuration ({error}). {_remedy(Path(path))}") from error
+    model.info = {**info, "path": str(path)}
+    return model.eval().to(device)
+
+
+def load_vqvae(path=None, shipped=False, device="cpu"):
+    """The first stage: the file given, else the reader's own run if there is one, else the shipped weights.
+
+    Returns a `VQVAE` in eval mode. ``vqvae.info["path"]`` says which file it came from.
+    """
+    return load_model(path or _choose("vqvae", shipped), VQVAE, VQVAEConfig, device)
+
+
+def load_transformer(path=None, shipped=False, vqvae=None, device="cpu"):
+    """The second stage, trained on the codes of the tokenizer that `load_vqvae` returns.
+
+    vqvae: the tokenizer it must fit; default the one that `load_vqvae` gives with the same ``shipped``.
+    Returns a `Transformer` in eval mode. Raises ValueError, saying what to train or load, where the two don't match.
+    """
+    vqvae = vqvae or load_vqvae(shipped=shipped)
+    path = Path(path or _choose("transformer", shipped))
+    transformer = load_model(path, Transformer, TransformerConfig, device)
+    if transformer.info.get("tokenizer") != tokenizer_id(vqvae):
+        at = vqvae.info["path"] if hasattr(vqvae, "info") else "the VQ-VAE given"
+        raise ValueError(f"the Transformer in {path} learned the codes of another tokenizer than {at}: its pictures "
+                         f"would be noise. Train one on these codes (`python -m vqlib.training transformer`), or load "
+                         f"the shipped pair (load_vqvae(shipped=True) and load_transformer(shipped=True))")
+    return transformer
+
+
+def _choose(name, shipped):
+    own = runs_folder() / f"{name}.safetensors"
+    return own if own.is_file() and not shipped else SHIPPED / f"{name}.safetensors"

@@ -1,0 +1,69 @@
+"""Measuring: reconstruction error, codebook use, likelihood, nearest neighbours. Used by training and notebooks.
+
+Errors of pictures are on the [0, 1] scale, whatever the networks' [-1, 1]: an MSE here is a quarter of the MSE there.
+"""
+
+import math
+
+import torch
+
+from vqlib.data import to_images
+from vqlib.sampling import code_log_probs
+from vqlib.tokens import CODES_PER_IMAGE, GRID, encode_pixels, perplexity, usage
+
+
+def mse(images, others):
+    """Mean squared error on the [0, 1] scale of two (B, 1, 28, 28) batches in [-1, 1]: a float."""
+    return (images - others).div(2).pow(2).mean().item()
+
+
+def psnr(mean_squared_error):
+    """Peak signal-to-noise ratio in dB, of an MSE on the [0, 1] scale."""
+    return -10 * math.log10(mean_squared_error)
+
+
+def reconstruct(vqvae, codes, batch_size=500):
+    """Decode many pictures: (N, 7, 7) int64 -> (N, 1, 28, 28) float32 on the CPU."""
+    device = next(vqvae.parameters()).device
+    return torch.cat([vqvae.decode(part.to(device)).cpu() for part in codes.split(batch_size)])
+
+
+def evaluate_vqvae(vqvae, dataset):
+    """Figures of a tokenizer over a whole `Dataset`, each picture reconstructed from its codes.
+
+    Returns a dict: mse ([0, 1] scale), psnr (dB), codes_used (of 64), perplexity, pictures.
+    """
+    codes = encode_pixels(vqvae, dataset.pixels)
+    error = mse(reconstruct(vqvae, codes), to_images(dataset.pixels))
+    frequencies = usage(codes)
+    return {"mse": error, "psnr": psnr(error), "codes_used": int((frequencies > 0).sum()),
+            "perplexity": perplexity(frequencies), "pictures": len(dataset)}
+
+
+def evaluate_transformer(transformer, codes, labels, batch_size=500):
+    """Figures of a Transformer over all pictures, (N, 7, 7) and (N,) int64.
+
+    Returns a dict: nats_per_code, bits_per_picture (49 codes given the class), nats_by_position (7×7 list), pictures.
+    """
+    log_probs = torch.cat([code_log_probs(transformer, c, y).cpu()
+                           for c, y in zip(codes.split(batch_size), labels.split(batch_size), strict=True)])
+    nats = -log_probs.double().mean().item()
+    by_position = -log_probs.double().mean(0).reshape(GRID, GRID)
+    return {"nats_per_code": nats, "bits_per_picture": nats * CODES_PER_IMAGE / math.log(2),
+            "nats_by_position": [[round(x, 4) for x in row] for row in by_position.tolist()], "pictures": len(codes)}
+
+
+def nearest_neighbours(images, pixels, batch_size=5000):
+    """The training picture nearest to each image, by squared distance of pixels.
+
+    images: (B, 1, 28, 28) float in [-1, 1]; pixels: (N, 28, 28) uint8. Returns index (B,) int64 into pixels, and the
+    MSE on the [0, 1] scale (B,) float32.
+    """
+    query = (images.flatten(1) + 1) / 2
+    best, index = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
+    for i in range(0, len(pixels), batch_size):
+        distance = torch.cdist(query, pixels[i:i + batch_size].flatten(1) / 255).pow(2) / query.shape[1]
+        near, at = distance.min(1)
+        index = torch.where(near < best, at + i, index)
+        best = torch.minimum(near, best)
+    return index, best

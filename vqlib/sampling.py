@@ -1,0 +1,136 @@
+"""Writing pictures: sampling codes from the Transformer, and scoring codes by it (notebook 05).
+
+Sampling is Gumbel-max (Gumbel 1954; Maddison, Tarlow, Minka, arXiv 1411.0030): ``argmax(logits + T · noise)`` with
+Gumbel noise is a draw from ``softmax(logits / T)``. All the randomness is in the noise, which is drawn before the first
+token and belongs to the picture: moving a knob changes what the knob does and nothing else.
+"""
+
+import math
+
+import torch
+
+from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES, check_labels, to_sequences
+from vqlib.vqvae import GRID
+
+
+def gumbel_noise(n, generator=None):
+    """Noise for ``n`` pictures: (n, 49, 64) float64 on the CPU, drawn picture by picture.
+
+    So the first pictures of a large batch are those of a small one, on every device.
+    """
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator must be a CPU torch.Generator, so that a seed means the same pictures on every "
+                         f"device; got one on {generator.device}. Use torch.Generator().manual_seed(seed)")
+    noise = torch.empty(n, CODES_PER_IMAGE, NUM_CODES, dtype=torch.float64)
+    for picture in noise:
+        picture.copy_(torch.rand(picture.shape, dtype=torch.float64, generator=generator))
+    tiny = torch.finfo(torch.float64).tiny
+    return -(-noise.clamp_(min=tiny).log()).log()
+
+
+def filter_logits(logits, temperature, top_k=None, top_p=1.0):
+    """Set to -inf all codes that top-k or top-p rule out. (..., 64) logits -> (..., 64) logits.
+
+    top_k: keep the k likeliest codes. top_p: keep the smallest set of likeliest codes whose probability at this
+    temperature, among what top-k kept, reaches p (nucleus sampling, Holtzman et al., arXiv 1904.09751).
+    The likeliest code always stays.
+    """
+    if temperature == 0:
+        return logits  # greedy: the likeliest code wins whatever else is kept
+    if top_k is not None and top_k < logits.shape[-1]:
+        kept = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, logits.topk(top_k).indices, True)
+        logits = logits.masked_fill(~kept, -torch.inf)
+    if top_p < 1:
+        probs, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
+        before = probs.cumsum(-1) - probs  # probability of all codes likelier than this one
+        before[..., 0] = 0
+        rejected = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+        logits = logits.masked_fill(rejected, -torch.inf)
+    return logits
+
+
+@torch.no_grad()
+def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generator=None, prefix=None, use_cache=True):
+    """Write one picture a label, all at the same time, code by code.
+
+    transformer: a `Transformer`, used in eval mode whatever mode it is in.
+    labels: (N,) int64 in 0…9.
+    temperature: ≥ 0. 1 samples the model as it is, below 1 prefers likely codes, 0 always takes the likeliest.
+    top_k: keep the k likeliest codes at each step, 1 or more; None keeps all.
+    top_p: in (0, 1], keep the likeliest codes that together reach this probability; 1 keeps all.
+    generator: a CPU `torch.Generator`; the same seed gives the same pictures, whatever the batch size or device.
+    prefix: (N, P) int64 codes in 0…63, P ≤ 49, with which each picture begins (row by row): picture completion.
+    use_cache: False recomputes the whole sequence at each step: the same pictures, slower.
+
+    Returns (N, 7, 7) int64 codes in 0…63: the class and end tokens are never candidates.
+    Raises ValueError where an argument is outside what stands here.
+    """
+    check_labels(labels)
+    _check_knobs(temperature, top_k, top_p)
+    device, N = transformer.head.weight.device, len(labels)
+    codes = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=device)
+    P = 0
+    if prefix is not None:
+        _check_prefix(prefix, N)
+        P = prefix.shape[1]
+        codes[:, :P] = prefix
+    if N == 0:
+        return codes.reshape(0, GRID, GRID)
+    noise = gumbel_noise(N, generator).to(device, transformer.head.weight.dtype)
+    was_training = transformer.training
+    transformer.eval()
+    try:
+        start = NUM_CODES + labels.to(device)[:, None]
+        cache = transformer.new_cache(N, CODES_PER_IMAGE) if use_cache else None
+        new = torch.cat([start, codes[:, :P]], dim=1)      # what the model hasn't seen yet
+        for t in range(P, CODES_PER_IMAGE):
+            logits = transformer(new, cache)[:, -1, :NUM_CODES]   # only codes stand at code positions
+            logits = filter_logits(logits, temperature, top_k, top_p)
+            codes[:, t] = (logits + temperature * noise[:, t]).argmax(-1)
+            new = codes[:, t:t + 1] if use_cache else torch.cat([start, codes[:, :t + 1]], dim=1)
+    finally:
+        transformer.train(was_training)
+    return codes.reshape(N, GRID, GRID)
+
+
+@torch.no_grad()
+def code_log_probs(transformer, codes, labels):
+    """log p(code | class, codes before it) over the 64 codes: (B, 7, 7), (B,) int64 -> (B, 49) float, nats, ≤ 0."""
+    device, was_training = transformer.head.weight.device, transformer.training
+    tokens = to_sequences(codes, labels).to(device)
+    transformer.eval()
+    try:
+        logits = transformer(tokens[:, :-2])[..., :NUM_CODES]  # inputs: class and 48 codes; targets: 49 codes
+    finally:
+        transformer.train(was_training)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype).log_softmax(-1).gather(-1, tokens[:, 1:-1, None])[..., 0]
+
+
+def log_likelihood(transformer, codes, labels):
+    """log p(49 codes | class), without the end token: (B, 7, 7), (B,) int64 -> (B,) float, nats, ≤ 0.
+
+    Divide by -49 for nats per code, by -ln 2 for bits per picture.
+    """
+    return code_log_probs(transformer, codes, labels).sum(1)
+
+
+def _check_knobs(temperature, top_k, top_p):
+    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be a finite number ≥ 0 (0 is greedy, 1 the model as it is), "
+                         f"got {temperature!r}")
+    if top_k is not None and not (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
+        raise ValueError(f"top_k must be a whole number ≥ 1, or None to keep all codes; got {top_k!r}")
+    if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be in (0, 1], 1 keeps all codes; got {top_p!r}")
+
+
+def _check_prefix(prefix, n):
+    if not isinstance(prefix, torch.Tensor) or prefix.dtype != torch.int64 or prefix.ndim != 2 or len(prefix) != n:
+        got = f"{tuple(prefix.shape)} {prefix.dtype}" if isinstance(prefix, torch.Tensor) else type(prefix).__name__
+        raise ValueError(f"prefix must be a ({n}, P) int64 tensor, a row a label, e.g. codes.flatten(1)[:, :21] "
+                         f"for the upper three rows; got {got}")
+    if prefix.shape[1] > CODES_PER_IMAGE:
+        raise ValueError(f"prefix must have at most {CODES_PER_IMAGE} codes a picture, got {prefix.shape[1]}")
+    if prefix.numel() and not (prefix.min() >= 0 and prefix.max() < NUM_CODES):
+        raise ValueError(f"prefix must hold codes 0…{NUM_CODES - 1} only, got {prefix.min()} … {prefix.max()}")

@@ -1,0 +1,162 @@
+"""The second stage: a decoder-only Transformer that predicts the next token (notebook 04).
+
+Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), with the norm before each sub-layer
+(Xiong et al., arXiv 2002.04745) and GELU, as in GPT-2.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from vqlib.tokens import VOCABULARY_SIZE
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    vocabulary_size: int = VOCABULARY_SIZE
+    d_model: int = 256
+    n_heads: int = 8
+    n_layers: int = 8
+    context: int = 152    # the seed's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
+    dropout: float = 0.1
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, so that a new token costs one token's work.
+
+    Room for ``length`` tokens is taken at once: keys and values are (layers, B, heads, length, head dimension).
+    """
+
+    def __init__(self, config, batch_size, length, device=None, dtype=None):
+        shape = (config.n_layers, batch_size, config.n_heads, length, config.d_model // config.n_heads)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens stored so far
+
+    def append(self, layer, keys, values):
+        """Store (B, heads, T, head dimension) keys and values of one layer; return all that it has."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length:end] = keys
+        self.values[layer, :, :, self.length:end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    """softmax(QKᵀ/√d + mask) V in ``n_heads`` heads; no token sees a later one (section 3.2)."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.n_heads, self.dropout = layer, config.n_heads, config.dropout
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.n_heads)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        if T == k.shape[2]:  # every query's own keys, nothing before them: the usual lower triangle
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:                # T new queries after k.shape[2] - T cached tokens, which all of them may see
+            mask = causal_mask(T, k.shape[2], x.device) if T > 1 else None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out(rearrange(y, "b h t d -> b t (h d)"))
+
+    def weights(self, x):
+        """The attention itself, for looking at: (B, T, C) -> (B, heads, T, T) rows that sum to 1."""
+        q, k, _ = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.n_heads)
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        return scores.masked_fill(~causal_mask(x.shape[1], x.shape[1], x.device), -torch.inf).softmax(-1)
+
+
+def causal_mask(queries, keys, device=None):
+    """(queries, keys) bool, True where a query may look: the last query sees all keys, each one before it one less."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.attention = CausalSelfAttention(config, layer)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.mlp = nn.Sequential(nn.Linear(config.d_model, 4 * config.d_model), nn.GELU(approximate="tanh"),
+                                 nn.Linear(4 * config.d_model, config.d_model))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, cache=None):
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class Transformer(nn.Module):
+    """Tokens in, for each position the logits of the next token out."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.config = config = config or TransformerConfig()
+        if config.d_model % config.n_heads:
+            raise ValueError(f"d_model must be a multiple of n_heads, got {config.d_model} and {config.n_heads}")
+        self.token_embedding = nn.Embedding(config.vocabulary_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.context, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
+        self.apply(self._init)
+
+    def _init(self, module):
+        """Small normal weights, smaller where a layer writes into the residual stream (GPT-2, section 2.3)."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Block):
+            for layer in (module.attention.out, module.mlp[-1]):
+                nn.init.normal_(layer.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5)
+
+    def forward(self, tokens, cache=None):
+        """(B, T) int64 tokens in 0…74 -> (B, T, 75) logits: row t is about token t + 1, and sees tokens 0…t.
+
+        cache: a `Cache`; the tokens then continue those it holds, and it grows by T.
+        Raises ValueError where tokens are of another shape or dtype, or don't fit the context or the cache.
+        """
+        x = self.embed(tokens, cache)
+        for block in self.blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.head(self.norm(x))
+
+    def embed(self, tokens, cache=None):
+        """(B, T) int64 tokens -> (B, T, d_model): what a token is, plus where it stands."""
+        if tokens.ndim != 2 or tokens.dtype != torch.int64:
+            raise ValueError(f"tokens must be (B, T) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+        start = cache.length if cache is not None else 0
+        end, room = start + tokens.shape[1], self.config.context
+        if cache is not None:
+            room = min(room, cache.keys.shape[3])
+        if end > room:
+            raise ValueError(f"{end} tokens do not fit: there is room for {room}; a picture needs 50")
+        positions = torch.arange(start, end, device=tokens.device)
+        return self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+
+    @torch.no_grad()
+    def attention_maps(self, tokens):
+        """Where each head looks: (B, T) int64 tokens -> (layers, B, heads, T, T) weights, each row a distribution."""
+        x, maps = self.embed(tokens), []
+        for block in self.blocks:
+            maps.append(block.attention.weights(block.norm1(x)))
+            x = block(x)
+        return torch.stack(maps)
+
+    def new_cache(self, batch_size, length):
+        """An empty `Cache` on this model's device, with room for ``length`` tokens."""
+        weight = self.head.weight
+        return Cache(self.config, batch_size, length, weight.device, weight.dtype)
