@@ -4,4 +4,16 @@ Data flows one way: ``data -> vqvae -> tokens -> transformer -> sampling``. One 
 (01 data, 02 vqvae, 03 tokens, 04 transformer, 05 sampling); the others are shared by all of them.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+
+def fast():
+    """Whether VQLIB_FAST=1 asks for the tests' speed: small numbers, on the embedded sample, away from ``runs/``."""
+    return os.environ.get("VQLIB_FAST") == "1"
+
+
+def pick(full, small):
+    """A number for a notebook: ``full``, or ``small`` at the tests' speed."""
+    return small if fast() else full

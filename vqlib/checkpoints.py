@@ -5,6 +5,7 @@ recipe, the training history, the test figures. A Transformer's header also hold
 codes it learned (`tokenizer_id`); `load_transformer` refuses a pair that does not match.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
+import vqlib
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -31,7 +33,7 @@ def runs_folder():
     reader's is read or written.
     """
     global _FAST_RUNS
-    if os.environ.get("VQLIB_FAST") == "1":
+    if vqlib.fast():
         _FAST_RUNS = _FAST_RUNS or tempfile.TemporaryDirectory(prefix="vqlib-fast-")
         return Path(_FAST_RUNS.name)
     if os.environ.get("VQLIB_RUNS"):
@@ -64,7 +66,8 @@ def save(path, kind, tensors, **info):
         raise type(error)(f"cannot save {path}: {error}. What stood there before is untouched. Make the folder "
                           f"writable or free some space, or set VQLIB_RUNS to another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it can't even be looked up, the error above says why
+            temporary.unlink()
 
 
 def read(path, kind):

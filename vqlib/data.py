@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import vqlib
+
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
                "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SIZE = 28  # pixels a side
@@ -95,7 +97,7 @@ def load(split, folder=None, sample=None, download=True):
     folder: where the files are; default the environment variable VQLIB_DATA, then the places named in the
         module's docstring. A folder that is named must hold the files: nothing else is tried.
     sample: True takes the embedded sample (2,000 training, 500 test pictures), False never does;
-        None takes it only where nothing else can be had, with a `SampleWarning`.
+        None takes it only where nothing else can be had, with a `SampleWarning` (or where VQLIB_FAST=1).
     download: whether to try the network after the folders.
 
     Returns a `Dataset`. Raises ValueError where a file is damaged or altered, FileNotFoundError where a named
@@ -103,7 +105,7 @@ def load(split, folder=None, sample=None, download=True):
     """
     if split not in FILES:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    if sample:
+    if sample or (sample is None and vqlib.fast()):
         return load_sample(split)
     named = folder or os.environ.get("VQLIB_DATA")
     if named:
@@ -125,7 +127,8 @@ def load(split, folder=None, sample=None, download=True):
     if sample is False:
         raise RuntimeError(f"No copy of Fashion-MNIST was found, and {reason}. {REMEDY}")
     warnings.warn(f"No copy of Fashion-MNIST was found, and {reason}. Going on with the EMBEDDED SAMPLE, a small part "
-                  f"of the real data: figures will differ from those in the text. {REMEDY}", SampleWarning, stacklevel=2)
+                  f"of the real data: figures will differ from those in the text. {REMEDY}",
+                  SampleWarning, stacklevel=2)
     return load_sample(split)
 
 

@@ -6,6 +6,8 @@ Errors of pictures are on the [0, 1] scale, whatever the networks' [-1, 1]: an M
 import math
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 
 from vqlib.data import to_images
 from vqlib.sampling import code_log_probs
@@ -67,3 +69,31 @@ def nearest_neighbours(images, pixels, batch_size=5000):
         index = torch.where(near < best, at + i, index)
         best = torch.minimum(near, best)
     return index, best
+
+
+# --- what 294 bits buy without learning (notebook 01) ----------------------------------------------------------------
+
+
+def thumbnails(images, levels=64):
+    """The picture as 7×7 grey values of 6 bits, enlarged smoothly: 49 · log2(64) = 294 bits, like 49 codes of 64.
+
+    (B, 1, 28, 28) float in [-1, 1] -> the same shape and range.
+    """
+    small = F.avg_pool2d(images, 4)
+    small = ((small + 1) / 2 * (levels - 1)).round() / (levels - 1) * 2 - 1
+    return F.interpolate(small, scale_factor=4, mode="bilinear")
+
+
+def patches(images):
+    """Cut pictures into 7×7 patches of 4×4 pixels: (B, 1, 28, 28) -> (B · 49, 16)."""
+    return rearrange(images, "b 1 (h p) (w q) -> (b h w) (p q)", p=4, q=4)
+
+
+def from_patches(values):
+    """Put patches together again: (B · 49, 16) -> (B, 1, 28, 28)."""
+    return rearrange(values, "(b h w) (p q) -> b 1 (h p) (w q)", h=GRID, w=GRID, p=4, q=4)
+
+
+def nearest_patches(images, codebook):
+    """Replace each 4×4 patch by the nearest of 64: again 294 bits. (B, 1, 28, 28), (64, 16) -> (B, 1, 28, 28)."""
+    return from_patches(codebook[torch.cdist(patches(images), codebook).argmin(1)])

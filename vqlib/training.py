@@ -14,6 +14,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,15 +61,16 @@ class TransformerRecipe(Recipe):
 
 
 # The recipe of the document this project grew from. Its stage 2 cut windows at stride 1 from one long stream of
-# tokens, so that its "epoch" of 19,125 steps showed each token about 41 times; here an epoch is one pass over aligned sequences.
+# tokens, so that its "epoch" of 19,125 steps showed each token about 41 times. Here an epoch is one pass over aligned
+# sequences: 469 steps.
 SEED_VQVAE = VQVAERecipe(name="seed", epochs=10, batch_size=64, learning_rate=1e-3,
                          schedule="drop", drop_epoch=5, drop_factor=0.3)
 SEED_TRANSFORMER = TransformerRecipe(name="seed", epochs=1, batch_size=128, learning_rate=3e-4)
 
 # Ours, chosen on validation pictures. Mixed precision needs bf16 in hardware: a T4 has none, and runs float32.
-BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=2e-3, schedule="cosine",
-                         warmup_steps=200, mixed_precision=True, model=VQVAEConfig(ema=True),
-                         kmeans_init=True, revive_below=0.1)
+BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine",
+                         warmup_steps=200, mixed_precision=True, model=VQVAEConfig(ema=True), beta=1.0,
+                         kmeans_init=True, revive_below=0.2)
 BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, batch_size=128, learning_rate=1e-3, schedule="cosine",
                                      warmup_steps=100, weight_decay=0.1, betas=(0.9, 0.95), mixed_precision=True)
 RECIPES = {"seed": (SEED_VQVAE, SEED_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
@@ -328,7 +330,8 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
     vqvae = vqvae.to(device)
     tokenizer = checkpoints.tokenizer_id(vqvae)
     data_id = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}, tokenizer {tokenizer[:16]}"
-    if done := _finished(path, recipe, data_id, lambda p: checkpoints.load_transformer(p, vqvae=vqvae, device=device)):
+    load = partial(checkpoints.load_model, cls=Transformer, config_cls=TransformerConfig, device=device)
+    if done := _finished(path, recipe, data_id, load):  # data_id names the tokenizer: another's is trained anew
         return done
     pairs = [d and (encode_pixels(vqvae, d.pixels, progress=progress), d.labels) for d in (train, validation, test)]
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,192 @@
+"""Every figure of the notebooks, as functions that return a matplotlib `Figure`.
+
+Pictures are drawn with black = -1 and white = +1, always: never rescaled one by one, which would hide errors of
+brightness. Colours: Okabe and Ito's eight, and the maps viridis, cividis and gray, which colour-blind readers can use.
+"""
+
+import matplotlib
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+
+from vqlib.data import CLASS_NAMES
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+         "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "font.size": 9, "figure.dpi": 100,
+         "axes.titlesize": 9, "legend.frameon": False}
+
+
+def _figure(width, height, rows=1, columns=1, **options):
+    """A figure that belongs to no window: it is shown once, by being the last value of a cell."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def _show(axis, picture, title=None, **options):
+    axis.imshow(picture, interpolation="nearest", **({"cmap": "gray", "vmin": -1, "vmax": 1} | options))
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if title is not None:
+        axis.set_title(title)
+
+
+def tile(images, columns):
+    """(N, 1, H, W) pictures to one (rows · (H+2), columns · (W+2)) array, row by row, a thin frame between them."""
+    images = torch.as_tensor(images).detach().float().cpu()
+    missing = -len(images) % columns
+    images = torch.cat([images, torch.ones(missing, *images.shape[1:])])
+    framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0)
+    return rearrange(framed, "(r c) 1 h w -> (r h) (c w)", c=columns).numpy()
+
+
+def picture_rows(rows, titles, scale=0.55):
+    """Rows of pictures, each with its name at the left: a list of (N, 1, 28, 28) in [-1, 1], N the same for all."""
+    columns = len(rows[0])
+    figure, axes = _figure(columns * scale + 1.5, len(rows) * (scale + 0.06), len(rows))
+    for axis, row, title in zip(axes[:, 0], rows, titles, strict=True):
+        _show(axis, tile(row, columns))
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def class_grid(images, each, scale=0.5):
+    """All ten classes, a row a class, named: (10 · each, 1, 28, 28) images in [-1, 1], class by class."""
+    return picture_rows(list(images.reshape(10, each, *images.shape[1:])), CLASS_NAMES, scale)
+
+
+def histogram_of_pixels(pixels):
+    """How often each grey level occurs: (N, 28, 28) uint8."""
+    figure, axes = _figure(6, 2.2)
+    count = np.bincount(pixels.flatten().numpy(), minlength=256) / pixels.numel()
+    axes[0, 0].bar(np.arange(256), count, width=1.0)
+    axes[0, 0].set(yscale="log", xlabel="grey level (0 black, 255 white)", ylabel="share of pixels")
+    return figure
+
+
+def curves(series, x_label, y_label, y_scale="linear", levels=None):
+    """Lines with their names: {name: (x, y)}. levels: {name: y} are drawn as dashed horizontal lines."""
+    figure, axes = _figure(6.4, 2.8)
+    for name, (x, y) in series.items():
+        axes[0, 0].plot(x, y, label=name)
+    for i, (name, y) in enumerate((levels or {}).items()):
+        axes[0, 0].axhline(y, linestyle="--", linewidth=1, color=COLOURS[(i + 3) % len(COLOURS)], label=name)
+    axes[0, 0].set(xlabel=x_label, ylabel=y_label, yscale=y_scale)
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def histories(runs, keys, labels, y_scales):
+    """Recorded training histories side by side: {name: history["steps"]}, one panel for each key."""
+    figure, axes = _figure(3.2 * len(keys), 2.6, 1, len(keys))
+    for axis, key, label, y_scale in zip(axes[0], keys, labels, y_scales, strict=True):
+        for name, rows in runs.items():
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=name, linewidth=1.2)
+        axis.set(xlabel="step", title=label, yscale=y_scale)
+    axes[0, -1].legend()
+    return figure
+
+
+def bars(series, x_label, y_label, sort=True):
+    """Bars side by side: {name: (K,) values}; sorted, each on its own, from large to small unless told otherwise."""
+    figure, axes = _figure(6.4, 2.4)
+    width = 0.85 / len(series)
+    for i, (name, values) in enumerate(series.items()):
+        values = np.sort(np.asarray(values))[::-1] if sort else np.asarray(values)
+        axes[0, 0].bar(np.arange(len(values)) + (i - (len(series) - 1) / 2) * width, values, width, label=name)
+    axes[0, 0].set(xlabel=x_label, ylabel=y_label)
+    if len(series) > 1:
+        axes[0, 0].legend()
+    return figure
+
+
+def voronoi(points, codebook, title=None, frames=None):
+    """2-D points coloured by their nearest code, codes as crosses: (N, 2), (K, 2)
+    or {name: codebook} as ``frames``."""
+    frames = frames or {title: codebook}
+    figure, axes = _figure(2.7 * len(frames), 2.8, 1, len(frames), sharex=True, sharey=True)
+    points = torch.as_tensor(points)
+    for axis, (name, codes) in zip(axes[0], frames.items(), strict=True):
+        nearest = torch.cdist(points, codes).argmin(1)
+        used = torch.bincount(nearest, minlength=len(codes)) > 0
+        axis.scatter(*points.T, c=[matplotlib.colormaps["tab20"](int(i) % 20) for i in nearest], s=4, linewidths=0)
+        axis.scatter(*codes[used].T, c="black", marker="X", s=45, edgecolors="white", label="used")
+        axis.scatter(*codes[~used].T, c="white", marker="X", s=45, edgecolors="black", label="dead")
+        axis.set(title=f"{name}\n{int(used.sum())} of {len(codes)} codes used", aspect="equal")
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def token_map(images, codes, scale=2.6):
+    """Pictures with the codes of their 7×7 cells written over them: (N, 1, 28, 28), (N, 7, 7)."""
+    figure, axes = _figure(scale * len(images), scale, 1, len(images))
+    for axis, image, grid in zip(axes[0], images, codes.tolist(), strict=True):
+        _show(axis, image[0].cpu())
+        for row, line in enumerate(grid):
+            for column, code in enumerate(line):
+                axis.text(4 * column + 1.5, 4 * row + 1.5, code, ha="center", va="center", fontsize=7, color="white",
+                          bbox={"boxstyle": "square,pad=0.08", "facecolor": "#0072B2", "alpha": 0.75, "linewidth": 0})
+    return figure
+
+
+def palette(patches, columns=16, titles=None):
+    """Small pictures in a grid, each with its number: (K, 1, h, w) in [-1, 1]."""
+    rows = -(-len(patches) // columns)
+    figure, axes = _figure(columns * 0.42, rows * 0.55, rows, columns)
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(patches):
+            _show(axis, patches[i, 0].cpu())
+            axis.set_title(titles[i] if titles else i, fontsize=6, pad=1)
+    return figure
+
+
+def heat_maps(maps, titles, label, v_max=None, cmap="viridis", scale=1.9, number_format=None):
+    """7×7 (or any) maps side by side on one colour scale: a list of 2-D arrays."""
+    figure, axes = _figure(scale * len(maps) + 0.6, scale + 0.3, 1, len(maps))
+    top = v_max if v_max is not None else max(float(np.max(np.asarray(m))) for m in maps)
+    for axis, values, title in zip(axes[0], maps, titles, strict=True):
+        values = np.asarray(values)
+        _show(axis, values, title, cmap=cmap, vmin=0, vmax=top)
+        if number_format:
+            for (row, column), value in np.ndenumerate(values):
+                axis.text(column, row, format(value, number_format), ha="center", va="center", fontsize=6,
+                          color="white" if value < 0.6 * top else "black")
+    figure.colorbar(axes[0, 0].images[0], ax=axes[0].tolist(), label=label, shrink=0.8)
+    return figure
+
+
+def class_code_map(frequencies):
+    """How often each class uses each code: (10, 64), rows that sum to 1."""
+    figure, axes = _figure(7.5, 2.4)
+    image = axes[0, 0].imshow(frequencies, cmap="viridis", aspect="auto", interpolation="nearest")
+    axes[0, 0].set(yticks=range(10), yticklabels=CLASS_NAMES, xlabel="code", xticks=range(0, 64, 8))
+    axes[0, 0].grid(False)
+    figure.colorbar(image, label="share of the class's codes")
+    return figure
+
+
+def receptive_field(influence, cell):
+    """Which pixels one cell's latent depends on: (28, 28) gradient magnitudes, and the cell's (row, column)."""
+    figure, axes = _figure(3.4, 2.8)
+    _show(axes[0, 0], influence, cmap="viridis", vmin=0, vmax=float(influence.max()))
+    row, column = cell
+    axes[0, 0].add_patch(matplotlib.patches.Rectangle((4 * column - 0.5, 4 * row - 0.5), 4, 4, fill=False,
+                                                      edgecolor="white", linewidth=1.5))
+    figure.colorbar(axes[0, 0].images[0], label="influence")
+    return figure
+
+
+def distributions(probabilities, titles, x_label="code", y_label="probability"):
+    """Bar charts of a few distributions over the same codes, one above the other's scale: a list of (64,)."""
+    figure, axes = _figure(2.3 * len(probabilities), 2.0, 1, len(probabilities), sharey=True)
+    for axis, values, title in zip(axes[0], probabilities, titles, strict=True):
+        axis.bar(np.arange(len(values)), values, width=1.0)
+        axis.set(title=title, xlabel=x_label)
+    axes[0, 0].set_ylabel(y_label)
+    return figure
