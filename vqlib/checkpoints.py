@@ -166,3 +166,13 @@ def load_transformer(path=None, shipped=False, vqvae=None, device="cpu"):
 def _choose(name, shipped):
     own = runs_folder() / f"{name}.safetensors"
     return own if own.is_file() and not shipped else SHIPPED / f"{name}.safetensors"
+
+
+def load_seed_record():
+    """What the seed's recipe gave, run as written on this package's layers; its weights are not kept.
+
+    Returns a dict: "vqvae" and "transformer" (each with recipe, history and test figures), "samples" (10, 8, 28, 28)
+    uint8: ten classes, temperature 0.8, seed 0, the first eight.
+    """
+    tensors, info = read(SHIPPED / "seed_recipe.safetensors", "seed record")
+    return {**info, **tensors}

@@ -75,7 +75,7 @@ def nearest_neighbours(images, pixels, batch_size=5000):
 
 
 def thumbnails(images, levels=64):
-    """The picture as 7×7 grey values of 6 bits, enlarged smoothly: 49 · log2(64) = 294 bits, like 49 codes of 64.
+    """The picture as 7×7 grey values of 6 bits, enlarged smoothly: 294 bits, like 49 codes of 64.
 
     (B, 1, 28, 28) float in [-1, 1] -> the same shape and range.
     """

@@ -5,10 +5,10 @@ brightness. Colours: Okabe and Ito's eight, and the maps viridis, cividis and gr
 """
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.figure import Figure
 
 from vqlib.data import CLASS_NAMES
 
@@ -19,10 +19,11 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True
 
 
 def _figure(width, height, rows=1, columns=1, **options):
-    """A figure that belongs to no window: it is shown once, by being the last value of a cell."""
+    """A figure that a notebook shows once, where it is the last value of a cell: so pyplot must forget it."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained",
+                                    **options)
+    plt.close(figure)
     return figure, axes
 
 

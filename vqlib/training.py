@@ -70,7 +70,7 @@ SEED_TRANSFORMER = TransformerRecipe(name="seed", epochs=1, batch_size=128, lear
 # Ours, chosen on validation pictures. Mixed precision needs bf16 in hardware: a T4 has none, and runs float32.
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine",
                          warmup_steps=200, mixed_precision=True, model=VQVAEConfig(ema=True), beta=1.0,
-                         kmeans_init=True, revive_below=0.2)
+                         kmeans_init=True, revive_below=0.33)
 BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, batch_size=128, learning_rate=1e-3, schedule="cosine",
                                      warmup_steps=100, weight_decay=0.1, betas=(0.9, 0.95), mixed_precision=True)
 RECIPES = {"seed": (SEED_VQVAE, SEED_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}

@@ -203,7 +203,7 @@ def check_codes(codes, num_codes=64):
 
 @torch.no_grad()
 def kmeans(points, k, iterations=20, generator=None):
-    """Lloyd's algorithm. (N, D) float points -> centres (k, D), and (N,) int64: which centre each point belongs to.
+    """Lloyd's algorithm. (N, D) float points -> centres (k, D), and (N,) int64: whose each point is.
 
     Starts at k distinct points drawn at random; a centre that loses all its points moves to a random point.
     """

@@ -1,0 +1,21 @@
+"""Keep the figures, histories and samples of a run of the seed's recipe, without its weights.
+
+    VQLIB_RUNS=runs/seed python -m vqlib.training all --recipe seed
+    VQLIB_RUNS=runs/seed python tools/make_seed_record.py
+"""
+
+import torch
+
+from vqlib import checkpoints, data, sampling
+
+vqvae, transformer = checkpoints.load_vqvae(), checkpoints.load_transformer()
+labels = torch.arange(10).repeat_interleave(8)
+codes = sampling.sample(transformer, labels, temperature=0.8, generator=torch.Generator().manual_seed(0))
+samples = data.to_pixels(vqvae.decode(codes)).reshape(10, 8, data.SIZE, data.SIZE)
+info = {stage: {key: model.info[key] for key in ("recipe", "history", "test")}
+        for stage, model in (("vqvae", vqvae), ("transformer", transformer))}
+assert all(record["recipe"]["name"] == "seed" for record in info.values()), "this is not a run of the seed's recipe"
+checkpoints.save(checkpoints.SHIPPED / "seed_recipe.safetensors", "seed record", {"samples": samples}, **info)
+for stage, record in info.items():
+    figures = {k: v for k, v in record["test"].items() if not isinstance(v, list)}
+    print(f"{stage}: {figures}, {record['history']['seconds']:.0f} s")
