@@ -5,6 +5,7 @@ Data flows one way: ``data -> vqvae -> tokens -> transformer -> sampling``. One 
 """
 
 import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -17,3 +18,13 @@ def fast():
 def pick(full, small):
     """A number for a notebook: ``full``, or ``small`` at the tests' speed."""
     return small if fast() else full
+
+
+def versions(device="cpu"):
+    """One line that says what a notebook runs on."""
+    import torch
+
+    where = f"{device}, {torch.get_num_threads()} threads"
+    if "cuda" in str(device):
+        where = torch.cuda.get_device_name(device)
+    return f"Python {sys.version.split()[0]}, torch {torch.__version__}, vqlib {__version__}, device {where}, seed 0"

@@ -176,3 +176,10 @@ def load_seed_record():
     """
     tensors, info = read(SHIPPED / "seed_recipe.safetensors", "seed record")
     return {**info, **tensors}
+
+
+def describe(model):
+    """Which weights these are, in words, for a notebook to print."""
+    name = f"recipe {model.info['recipe']['name']!r}"
+    shipped = Path(model.info["path"]).parent == SHIPPED
+    return f"shipped weights, {name}" if shipped else f"your own run, {name}, {model.info['path']}"

@@ -27,8 +27,12 @@ def _figure(width, height, rows=1, columns=1, **options):
     return figure, axes
 
 
+def _array(values):
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
 def _show(axis, picture, title=None, **options):
-    axis.imshow(picture, interpolation="nearest", **({"cmap": "gray", "vmin": -1, "vmax": 1} | options))
+    axis.imshow(_array(picture), interpolation="nearest", **({"cmap": "gray", "vmin": -1, "vmax": 1} | options))
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
     for spine in axis.spines.values():
@@ -70,15 +74,16 @@ def histogram_of_pixels(pixels):
     return figure
 
 
-def curves(series, x_label, y_label, y_scale="linear", levels=None):
+def curves(series, x_label, y_label, x_scale="linear", levels=None):
     """Lines with their names: {name: (x, y)}. levels: {name: y} are drawn as dashed horizontal lines."""
     figure, axes = _figure(6.4, 2.8)
     for name, (x, y) in series.items():
-        axes[0, 0].plot(x, y, label=name)
+        axes[0, 0].plot(_array(x), _array(y), label=name)
     for i, (name, y) in enumerate((levels or {}).items()):
         axes[0, 0].axhline(y, linestyle="--", linewidth=1, color=COLOURS[(i + 3) % len(COLOURS)], label=name)
-    axes[0, 0].set(xlabel=x_label, ylabel=y_label, yscale=y_scale)
-    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes[0, 0].set(xlabel=x_label, ylabel=y_label, xscale=x_scale)
+    if len(series) + len(levels or {}) > 1:
+        axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -93,15 +98,20 @@ def histories(runs, keys, labels, y_scales):
     return figure
 
 
-def bars(series, x_label, y_label, sort=True):
-    """Bars side by side: {name: (K,) values}; sorted, each on its own, from large to small unless told otherwise."""
+def bars(series, x_label, y_label, sort=True, level=None):
+    """Bars side by side: {name: (K,) values}; sorted, each on its own, from large to small unless told otherwise.
+
+    level: (name, y) of a dashed line.
+    """
     figure, axes = _figure(6.4, 2.4)
     width = 0.85 / len(series)
     for i, (name, values) in enumerate(series.items()):
-        values = np.sort(np.asarray(values))[::-1] if sort else np.asarray(values)
+        values = np.sort(_array(values))[::-1] if sort else _array(values)
         axes[0, 0].bar(np.arange(len(values)) + (i - (len(series) - 1) / 2) * width, values, width, label=name)
     axes[0, 0].set(xlabel=x_label, ylabel=y_label)
-    if len(series) > 1:
+    if level is not None:
+        axes[0, 0].axhline(level[1], linestyle="--", color=COLOURS[1], label=level[0])
+    if len(series) > 1 or level is not None:
         axes[0, 0].legend()
     return figure
 
@@ -115,9 +125,10 @@ def voronoi(points, codebook, title=None, frames=None):
     for axis, (name, codes) in zip(axes[0], frames.items(), strict=True):
         nearest = torch.cdist(points, codes).argmin(1)
         used = torch.bincount(nearest, minlength=len(codes)) > 0
-        axis.scatter(*points.T, c=[matplotlib.colormaps["tab20"](int(i) % 20) for i in nearest], s=4, linewidths=0)
-        axis.scatter(*codes[used].T, c="black", marker="X", s=45, edgecolors="white", label="used")
-        axis.scatter(*codes[~used].T, c="white", marker="X", s=45, edgecolors="black", label="dead")
+        colours = [matplotlib.colormaps["tab20"](int(i) % 20) for i in nearest]
+        axis.scatter(*_array(points.T), c=colours, s=4, linewidths=0)
+        axis.scatter(*_array(codes[used].T), c="black", marker="X", s=45, edgecolors="white", label="used")
+        axis.scatter(*_array(codes[~used].T), c="white", marker="X", s=45, edgecolors="black", label="dead")
         axis.set(title=f"{name}\n{int(used.sum())} of {len(codes)} codes used", aspect="equal")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -150,9 +161,9 @@ def palette(patches, columns=16, titles=None):
 def heat_maps(maps, titles, label, v_max=None, cmap="viridis", scale=1.9, number_format=None):
     """7×7 (or any) maps side by side on one colour scale: a list of 2-D arrays."""
     figure, axes = _figure(scale * len(maps) + 0.6, scale + 0.3, 1, len(maps))
-    top = v_max if v_max is not None else max(float(np.max(np.asarray(m))) for m in maps)
+    top = v_max if v_max is not None else max(float(_array(m).max()) for m in maps)
     for axis, values, title in zip(axes[0], maps, titles, strict=True):
-        values = np.asarray(values)
+        values = _array(values)
         _show(axis, values, title, cmap=cmap, vmin=0, vmax=top)
         if number_format:
             for (row, column), value in np.ndenumerate(values):
@@ -165,7 +176,7 @@ def heat_maps(maps, titles, label, v_max=None, cmap="viridis", scale=1.9, number
 def class_code_map(frequencies):
     """How often each class uses each code: (10, 64), rows that sum to 1."""
     figure, axes = _figure(7.5, 2.4)
-    image = axes[0, 0].imshow(frequencies, cmap="viridis", aspect="auto", interpolation="nearest")
+    image = axes[0, 0].imshow(_array(frequencies), cmap="viridis", aspect="auto", interpolation="nearest")
     axes[0, 0].set(yticks=range(10), yticklabels=CLASS_NAMES, xlabel="code", xticks=range(0, 64, 8))
     axes[0, 0].grid(False)
     figure.colorbar(image, label="share of the class's codes")
@@ -187,7 +198,7 @@ def distributions(probabilities, titles, x_label="code", y_label="probability"):
     """Bar charts of a few distributions over the same codes, one above the other's scale: a list of (64,)."""
     figure, axes = _figure(2.3 * len(probabilities), 2.0, 1, len(probabilities), sharey=True)
     for axis, values, title in zip(axes[0], probabilities, titles, strict=True):
-        axis.bar(np.arange(len(values)), values, width=1.0)
+        axis.bar(np.arange(len(values)), _array(values), width=1.0)
         axis.set(title=title, xlabel=x_label)
     axes[0, 0].set_ylabel(y_label)
     return figure

@@ -134,7 +134,8 @@ class VectorQuantizer(nn.Module):
         picks = torch.randint(len(vectors), (K,), generator=generator).to(vectors.device)
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
         self.ema_sum.copy_(torch.where(dead[:, None], vectors[picks], self.ema_sum))
-        self.codebook.copy_(self.ema_sum / self.ema_count.clamp(min=1e-5)[:, None])
+        alive = self.ema_count > 1e-5  # below, sum / count is rounding: such a code stays where it is
+        self.codebook.copy_(torch.where(alive[:, None], self.ema_sum / self.ema_count[:, None], self.codebook))
         return dead.sum()
 
 

@@ -1,0 +1,138 @@
+"""The notebooks: their hygiene as committed, and a run of each in the fast mode, outputs compared where tagged."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling"]
+CHECK = "nbval-check-output"
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def test_the_series_is_complete():
+    assert [p.stem for p in NOTEBOOKS] == NAMES
+
+
+@each_notebook
+def test_committed_with_the_outputs_of_one_full_run(path):
+    notebook = read(path)
+    cells = code_cells(notebook)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert "widgets" not in notebook["metadata"]
+    assert "EMBEDDED SAMPLE" not in json.dumps(outputs, ensure_ascii=False), "run on the real data before committing"
+
+
+@each_notebook
+def test_size_and_shape(path):
+    notebook = read(path)
+    assert path.stat().st_size < 1_000_000
+    assert len(notebook["cells"]) <= (60 if path.stem.startswith("05") else 45)
+    lengths = sorted(len(source(cell).splitlines()) for cell in code_cells(notebook)[1:])
+    assert lengths[-1] <= 25 and lengths[len(lengths) // 2] <= 8
+    assert len(source(code_cells(notebook)[0]).splitlines()) <= 20
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@each_notebook
+def test_markdown_that_code_hosts_render(path):
+    text = "\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    assert len(re.findall(r"(?m)^# ", text)) == 1
+    assert "<details" not in text and "<div" not in text and "> [!" not in text
+    assert "@@" not in text
+    assert all(alt.strip() for alt in re.findall(r"!\[(.*?)\]\(", text))
+    for link in re.findall(r"\]\(([^)#]+?)\)", text):
+        assert link.startswith("http") or (path.parent / link).exists(), link
+
+
+@each_notebook
+def test_no_machine_paths_shell_commands_or_branches_on_speed(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|tmp|work)/", text)
+    for cell in code_cells(read(path)):
+        assert not re.search(r"(?m)^\s*[!%]", source(cell))
+        assert not re.search(r"\bif .*(fast\(|FAST)", source(cell))
+        ast.parse(source(cell))
+
+
+@each_notebook
+def test_at_least_five_cells_have_their_output_compared(path):
+    tagged = [cell for cell in code_cells(read(path)) if CHECK in cell["metadata"].get("tags", [])]
+    assert len(tagged) >= 5
+    assert all(any(o["output_type"] == "stream" for o in cell["outputs"]) for cell in tagged)
+
+
+def fast_environment(tmp_path):
+    reader = tmp_path / "reader"
+    reader.mkdir()
+    (reader / "vqvae.safetensors").write_bytes(b"the fast mode must neither read nor write this")
+    env = {k: v for k, v in os.environ.items() if k != "VQLIB_DATA"}
+    return reader, env | {"VQLIB_FAST": "1", "VQLIB_RUNS": str(reader), "JUPYTER_PLATFORM_DIRS": "1"}
+
+
+@each_notebook
+def test_runs_fast_with_the_same_tagged_outputs(path, tmp_path):
+    reader, env = fast_environment(tmp_path)
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
+               "-p", "no:cacheprovider", "--rootdir", str(ROOT / "notebooks"), "-c", os.devnull, str(path)]
+    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert [p.name for p in reader.iterdir()] == ["vqvae.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["02_vqvae", "04_transformer"])
+def test_the_train_switch_trains_and_the_notebook_uses_what_it_trained(name, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    switch = next(cell for cell in notebook.cells if "TRAIN = False" in cell.source)
+    switch.source = switch.source.replace("TRAIN = False", "TRAIN = True")
+    last = max(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and "if TRAIN" in cell.source)
+    listing = "from vqlib import checkpoints\nprint(*checkpoints.runs_folder().iterdir())"
+    notebook.cells = notebook.cells[:last + 1] + [nbformat.v4.new_code_cell(listing)]
+    reader, env = fast_environment(tmp_path)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute(env=env)
+    written = notebook.cells[-1].outputs[0].text
+    assert f"{name[3:]}.safetensors" in written and "vqlib-fast-" in written
+    assert [p.name for p in reader.iterdir()] == ["vqvae.safetensors"]
+
+
+def test_one_address_everywhere():
+    spec = importlib.util.spec_from_file_location("set_address", ROOT / "tools" / "set_address.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    address = tool.current()
+    for path in NOTEBOOKS:
+        text = path.read_text(encoding="utf-8")
+        slug = address.removeprefix("https://github.com/")
+        assert f'REPOSITORY = \\"{address}\\"' in text
+        assert f"colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" in text
+        assert {m for m in re.findall(r"github\.com/([\w.-]+/[\w.-]+)", text)} <= {slug}

@@ -1,0 +1,70 @@
+"""Figures: what they show is what they were given, on one fixed scale."""
+
+import inspect
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from vqlib import plots
+
+
+def test_seed_defect_8_pictures_are_not_rescaled_one_by_one():
+    dim = torch.full((2, 1, 28, 28), -0.5)
+    dim[:, :, 10:18, 10:18] = 0.0  # nothing white in it: a plot that stretches each picture would make it white
+    figure = plots.picture_rows([dim, dim], ["a", "b"])
+    for axis in figure.axes:
+        assert axis.images[0].get_clim() == (-1, 1)
+    image = figure.axes[0].images[0]
+    assert image.to_rgba(np.float64(0.0), bytes=True)[0] in (127, 128)
+
+
+def test_tile_puts_pictures_row_by_row_in_a_frame():
+    images = torch.arange(3.0).div(4).reshape(3, 1, 1, 1).expand(3, 1, 28, 28)
+    grid = plots.tile(images, columns=2)
+    assert grid.shape == (60, 60)
+    assert (grid[1:29, 1:29] == 0).all() and (grid[1:29, 31:59] == 0.25).all() and (grid[31:59, 1:29] == 0.5).all()
+    assert (grid[30:, 30:] == 1).all() and (grid[0] == 1).all()
+
+
+PICTURES = torch.zeros(10, 1, 28, 28)
+CASES = {
+    "picture_rows": ([PICTURES], ["row"]),
+    "class_grid": (PICTURES.repeat(2, 1, 1, 1), 2),
+    "histogram_of_pixels": (torch.zeros(2, 28, 28, dtype=torch.uint8),),
+    "curves": ({"a": ([1, 2], [3, 4])}, "x", "y"),
+    "histories": ({"a": [{"step": 1, "mse": 0.1}, {"step": 2, "mse": 0.2}]}, ("mse",), ("MSE",), ("log",)),
+    "bars": ({"a": torch.rand(5), "b": torch.rand(5)}, "x", "y"),
+    "voronoi": (torch.randn(20, 2), torch.randn(3, 2), "codes"),
+    "token_map": (PICTURES[:1], torch.zeros(1, 7, 7, dtype=torch.int64)),
+    "palette": (torch.zeros(5, 1, 4, 4),),
+    "heat_maps": ([torch.rand(7, 7)], ["map"], "nats"),
+    "class_code_map": (torch.rand(10, 64),),
+    "receptive_field": (torch.rand(28, 28), (3, 3)),
+    "distributions": ([torch.rand(64)], ["T = 1"]),
+}
+
+
+def test_every_figure_function_has_a_case():
+    public = {n for n, f in inspect.getmembers(plots, inspect.isfunction)
+              if f.__module__ == plots.__name__ and not n.startswith("_")}
+    assert public - {"tile"} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_returns_a_figure_that_pyplot_has_forgotten(name):
+    figure = getattr(plots, name)(*CASES[name])
+    assert isinstance(figure, Figure) and not plt.get_fignums()
+    stream = io.BytesIO()
+    figure.savefig(stream)
+    assert len(stream.getvalue()) > 1000
+
+
+def test_bars_are_sorted_and_a_dead_code_is_drawn_as_such():
+    figure = plots.bars({"a": [0.1, 0.7, 0.2]}, "x", "y")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.7, 0.2, 0.1]
+    codebook = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
+    assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), codebook, "toy").axes[0].get_title()

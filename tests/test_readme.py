@@ -1,0 +1,34 @@
+"""The README: its commands, code blocks, links and figures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_length_and_two_commands():
+    assert len(README.splitlines()) <= 150
+    commands = re.findall(r"(?m)^python3 -m venv .*$", README)
+    assert len(commands) == 2 and "jupyter lab" in commands[0] and commands[1].endswith("-m pytest")
+    assert "README test command" in README and "README test command" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_table_is_what_the_shipped_files_say():
+    command = [sys.executable, ROOT / "tools" / "figures.py"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() in README
+
+
+def test_python_block_runs(tmp_path):
+    block = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "boots.png").stat().st_size > 1000
+
+
+def test_links_and_commands_exist():
+    for link in re.findall(r"\]\(([^)#]+?)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+    for script in re.findall(r"python (tools/\w+\.py)", README):
+        assert (ROOT / script).is_file()
