@@ -50,8 +50,8 @@ def places(tmp_path, monkeypatch):
     monkeypatch.chdir(places.cwd.parent)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "SYSTEM_FOLDER", places.system)
-    monkeypatch.setattr(data, "FILES", {split: {name: hashlib.sha256(places.content[name]).hexdigest() for name in files}
-                                        for split, files in data.FILES.items()})
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in places.content.items()}
+    monkeypatch.setattr(data, "FILES", {s: {name: digests[name] for name in files} for s, files in data.FILES.items()})
 
     def unreachable(root, download):
         places.downloads += 1
@@ -129,9 +129,9 @@ def test_a_folder_with_half_of_the_files_is_passed_over(places):
 
 HTML = b"<!DOCTYPE html><html><body>Please log in to the hotel's network</body></html>"
 DAMAGE = {
-    "truncated": lambda c: c[:-100],
-    "one bit": lambda c: c[:500] + bytes([c[500] ^ 1]) + c[501:],
-    "longer": lambda c: c + b"\0",
+    "truncated": lambda c: c[:-9],
+    "one bit": lambda c: c[:len(c) // 2] + bytes([c[len(c) // 2] ^ 1]) + c[len(c) // 2 + 1:],
+    "longer": lambda c: c + b"\1",
     "empty": lambda c: b"",
     "html": lambda c: HTML,
 }
@@ -142,8 +142,6 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("place", ["cwd", "cache", "system", "named"])
 def test_a_damaged_file_is_an_error_that_names_it_and_the_remedy(places, place, damage, name, gz):
-    if damage == "one bit" and "labels" in name:
-        pytest.skip("a label file of 12 labels has no byte 500")
     folder = places.fill(getattr(places, place, places.folder / "named"), gz=gz)
     file = folder / (f"{name}.gz" if gz else name)
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
@@ -249,7 +247,7 @@ def test_all_256_grey_values_survive_the_round_trip():
     assert images.min() == -1 and images.max() == 1
     assert torch.equal(data.to_pixels(images), pixels)
     assert torch.equal(data.to_pixels(images.double()), pixels)
-    assert torch.equal(images[:, 0], pixels / 255 * 2 - 1) or (images[:, 0] - (pixels / 255 * 2 - 1)).abs().max() < 1e-6
+    assert (images[:, 0] - (pixels / 255 * 2 - 1)).abs().max() < 1e-6
 
 
 def test_to_pixels_rounds_and_clips():

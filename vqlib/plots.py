@@ -50,13 +50,17 @@ def tile(images, columns):
     return rearrange(framed, "(r c) 1 h w -> (r h) (c w)", c=columns).numpy()
 
 
-def picture_rows(rows, titles, scale=0.55):
-    """Rows of pictures, each with its name at the left: a list of (N, 1, 28, 28) in [-1, 1], N the same for all."""
-    columns = len(rows[0])
-    figure, axes = _figure(columns * scale + 1.5, len(rows) * (scale + 0.06), len(rows))
+def picture_rows(rows, titles, scale=0.55, columns=()):
+    """Rows of pictures, each with its name at the left: a list of (N, 1, 28, 28) in [-1, 1], N the same for all.
+
+    columns: N headings, or none.
+    """
+    figure, axes = _figure(len(rows[0]) * scale + 1.5, len(rows) * (scale + 0.06), len(rows))
     for axis, row, title in zip(axes[:, 0], rows, titles, strict=True):
-        _show(axis, tile(row, columns))
+        _show(axis, tile(row, len(rows[0])))
         axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    for i, heading in enumerate(columns):
+        axes[0, 0].text(30 * i + 15, -3, heading, ha="center", va="bottom", fontsize=8)
     return figure
 
 

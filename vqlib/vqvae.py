@@ -98,7 +98,7 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):  # distances are differences of near-equal numbers
             z = rearrange(latents, "b d h w -> b h w d").to(self.codebook.dtype)
             codes = self.nearest(z)
-            q = self.codebook[codes]
+            q = F.embedding(codes, self.codebook)  # indexing would do, but its gradient sums in no fixed order
             codebook_loss = F.mse_loss(q, z.detach())
             commitment_loss = F.mse_loss(z, q.detach())
             q = z + (q - z).detach()  # straight-through: the value of q, the gradient of z

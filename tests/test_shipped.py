@@ -1,0 +1,174 @@
+"""The weights that come with the package: what the README and the notebooks say of them."""
+
+import math
+
+import pytest
+import torch
+
+from vqlib import checkpoints, evaluation, training
+from vqlib.sampling import gumbel_noise, log_likelihood, sample
+from vqlib.tokens import Histogram, encode_pixels, perplexity, usage
+
+
+@pytest.fixture(scope="module")
+def vqvae():
+    return checkpoints.load_vqvae(shipped=True)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    return checkpoints.load_transformer(shipped=True)
+
+
+@pytest.fixture(scope="module")
+def codes(vqvae, test):
+    return encode_pixels(vqvae, test.pixels)
+
+
+@pytest.fixture(scope="module")
+def nats(transformer, codes, test):
+    return evaluation.evaluate_transformer(transformer, codes, test.labels)["nats_per_code"]
+
+
+@pytest.fixture(scope="module")
+def samples(transformer):
+    """1,000 pictures, all classes in turn, temperature 0.8, seed 0: (1000, 7, 7)."""
+    return sample(transformer, CLASSES, generator=seeded())
+
+
+CLASSES = torch.arange(1000) % 10
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_without_a_run_of_the_readers_the_shipped_pair_is_loaded():
+    for model in (checkpoints.load_vqvae(), checkpoints.load_transformer()):
+        assert model.info["path"].startswith(str(checkpoints.SHIPPED)) and not model.training
+        assert model.info["recipe"]["name"] == "best" and "60000 pictures" in model.info["data"]
+
+
+def test_all_of_it_is_small():
+    assert sum(file.stat().st_size for file in checkpoints.SHIPPED.iterdir()) <= 16_000_000
+    assert not [file for file in checkpoints.SHIPPED.iterdir() if file.suffix not in (".safetensors", ".json", ".md")]
+
+
+# --- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
+def test_the_vqvae_reconstructs_pictures_it_never_saw(vqvae, test):
+    figures = evaluation.evaluate_vqvae(vqvae, test)
+    assert figures["mse"] <= 0.0056
+    assert figures["mse"] == pytest.approx(vqvae.info["test"]["mse"], rel=0.1)  # the sample is a part of the test set
+
+
+def test_all_codes_are_in_use(vqvae, train):
+    frequencies = usage(encode_pixels(vqvae, train.pixels))
+    assert (frequencies > 0).all() and perplexity(frequencies) >= 48
+
+
+def test_the_header_states_the_figures_over_the_whole_test_set(vqvae):
+    figures = vqvae.info["test"]
+    assert figures["pictures"] == 10_000 and figures["mse"] <= 0.0052
+    assert figures["codes_used"] == 64 and figures["perplexity"] >= 50
+
+
+def test_the_header_states_the_recipe_and_its_history(vqvae, transformer):
+    for model, recipe in zip((vqvae, transformer), training.RECIPES["best"], strict=True):
+        assert model.info["recipe"] == training._plain(recipe)
+        steps = model.info["history"]["steps"]
+        assert steps[-1]["step"] == recipe.epochs * math.ceil(60_000 / recipe.batch_size)
+        assert model.info["history"]["seconds"] > 0
+    assert vqvae.info["history"]["steps"][-1]["mse"] < vqvae.info["history"]["steps"][0]["mse"] / 4
+    assert transformer.info["history"]["steps"][-1]["nats_per_code"] < 2.6
+
+
+def test_seed_defect_1_the_shipped_codes_do_not_depend_on_the_batch(vqvae, codes, test):
+    """In float32 two codes at the same distance may change places: at most one in 5,000."""
+    alone = encode_pixels(vqvae, test.pixels[:100], batch_size=1)
+    assert (alone != codes[:100]).float().mean() <= 1 / 5000
+    vqvae.train()
+    in_training_mode = encode_pixels(vqvae, test.pixels)
+    vqvae.eval()
+    assert torch.equal(in_training_mode, codes)
+
+
+# --- the Transformer -------------------------------------------------------------------------------------------------
+
+
+def test_the_transformer_is_stored_in_half_precision_and_fits_the_tokenizer(vqvae, transformer):
+    stored, _ = checkpoints.read(checkpoints.SHIPPED / "transformer.safetensors", "Transformer")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert {parameter.dtype for parameter in transformer.parameters()} == {torch.float32}
+    assert transformer.info["tokenizer"] == checkpoints.tokenizer_id(vqvae)
+    figures = transformer.info["test"]
+    assert figures["nats_per_code"] == pytest.approx(figures["nats_per_code_before_rounding"], abs=1e-3)
+
+
+def test_its_likelihood_on_the_sample_is_near_that_of_the_whole_test_set(transformer, nats):
+    assert transformer.info["test"]["pictures"] == 10_000
+    assert nats == pytest.approx(transformer.info["test"]["nats_per_code"], abs=0.1)
+
+
+def test_it_beats_every_naive_baseline(nats, vqvae, codes, train, test):
+    naive = Histogram.fit(encode_pixels(vqvae, train.pixels), train.labels).nats_per_code(codes, test.labels)
+    assert nats < naive - 0.3 < math.log(64) - 0.3
+
+
+def test_its_likelihood_tells_classes_apart(transformer, codes, test):
+    some = torch.arange(0, 500, 8)
+    scores = torch.stack([log_likelihood(transformer, codes[some], torch.full_like(some, c)) for c in range(10)], 1)
+    assert (scores.argmax(1) == test.labels[some]).float().mean() > 0.65
+
+
+# --- sampling in float32 ---------------------------------------------------------------------------------------------
+
+
+def different(codes, others):
+    return (codes != others).flatten(1).any(1).sum().item()
+
+
+def test_the_same_pictures_whatever_the_batch_size(transformer, samples):
+    """At least 99.9 % of pictures, in float32: of 1,000, one may differ by a near-tie."""
+    generator = seeded()
+    parts = [sample(transformer, part, generator=generator) for part in CLASSES.split([1, 8, 91, 150, 250, 500])]
+    assert different(samples, torch.cat(parts)) <= 1
+
+
+def test_the_same_pictures_with_the_cache_and_without(transformer, samples):
+    """Every step of 1,000 pictures again, from the whole sequence at once and no cache; and a few step by step."""
+    noise, again = gumbel_noise(1000, seeded()).float(), []
+    tokens = torch.cat([64 + CLASSES[:, None], samples.flatten(1)[:, :-1]], 1)
+    with torch.no_grad():
+        for part, own_noise in zip(tokens.split(250), noise.split(250), strict=True):
+            again.append((transformer(part)[..., :64] + 0.8 * own_noise).argmax(-1))
+    assert different(samples, torch.cat(again).reshape(-1, 7, 7)) <= 1
+    assert torch.equal(sample(transformer, CLASSES[:10], generator=seeded(), use_cache=False), samples[:10])
+
+
+def test_samples_look_like_their_class_and_are_no_copies(vqvae, samples, train):
+    assert len(samples.flatten(1).unique(dim=0)) == 1000 and perplexity(usage(samples)) > 35
+    index, distance = evaluation.nearest_neighbours(evaluation.reconstruct(vqvae, samples), train.pixels)
+    assert (train.labels[index] == CLASSES).float().mean() > 0.55
+    assert distance.min() > 0.0005 and distance.mean() < 0.05
+
+
+def test_completion_keeps_the_upper_half(vqvae, transformer, codes, test):
+    whole = codes[:16]
+    completed = sample(transformer, test.labels[:16], generator=seeded(), prefix=whole.flatten(1)[:, :28])
+    assert torch.equal(completed[:, :4], whole[:, :4]) and not torch.equal(completed, whole)
+    upper = (vqvae.decode(completed) - vqvae.decode(whole))[..., :8, :].abs().mean()
+    assert upper < 0.02
+
+
+# --- the record of the seed's recipe ---------------------------------------------------------------------------------
+
+
+def test_the_record_of_the_seeds_recipe_is_whole():
+    _, record = checkpoints.read(checkpoints.SHIPPED / "seed_recipe.safetensors", "seed record")
+    for name, recipe in zip(("vqvae", "transformer"), training.RECIPES["seed"], strict=True):
+        assert record[name]["recipe"] == training._plain(recipe)
+        steps = record[name]["history"]["steps"]
+        assert steps[-1]["step"] == recipe.epochs * math.ceil(60_000 / recipe.batch_size)
+        assert record[name]["test"]["pictures"] == 10_000
