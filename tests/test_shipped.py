@@ -113,13 +113,13 @@ def test_its_likelihood_on_the_sample_is_near_that_of_the_whole_test_set(transfo
 
 def test_it_beats_every_naive_baseline(nats, vqvae, codes, train, test):
     naive = Histogram.fit(encode_pixels(vqvae, train.pixels), train.labels).nats_per_code(codes, test.labels)
-    assert nats < naive - 0.3 < math.log(64) - 0.3
+    assert nats < naive - 0.7 < math.log(64) - 0.7
 
 
 def test_its_likelihood_tells_classes_apart(transformer, codes, test):
     some = torch.arange(0, 500, 8)
     scores = torch.stack([log_likelihood(transformer, codes[some], torch.full_like(some, c)) for c in range(10)], 1)
-    assert (scores.argmax(1) == test.labels[some]).float().mean() > 0.65
+    assert (scores.argmax(1) == test.labels[some]).float().mean() > 0.75
 
 
 # --- sampling in float32 ---------------------------------------------------------------------------------------------
@@ -148,9 +148,9 @@ def test_the_same_pictures_with_the_cache_and_without(transformer, samples):
 
 
 def test_samples_look_like_their_class_and_are_no_copies(vqvae, samples, train):
-    assert len(samples.flatten(1).unique(dim=0)) == 1000 and perplexity(usage(samples)) > 35
+    assert len(samples.flatten(1).unique(dim=0)) == 1000 and perplexity(usage(samples)) > 40
     index, distance = evaluation.nearest_neighbours(evaluation.reconstruct(vqvae, samples), train.pixels)
-    assert (train.labels[index] == CLASSES).float().mean() > 0.55
+    assert (train.labels[index] == CLASSES).float().mean() > 0.65
     assert distance.min() > 0.0005 and distance.mean() < 0.05
 
 
@@ -159,7 +159,7 @@ def test_completion_keeps_the_upper_half(vqvae, transformer, codes, test):
     completed = sample(transformer, test.labels[:16], generator=seeded(), prefix=whole.flatten(1)[:, :28])
     assert torch.equal(completed[:, :4], whole[:, :4]) and not torch.equal(completed, whole)
     upper = (vqvae.decode(completed) - vqvae.decode(whole))[..., :8, :].abs().mean()
-    assert upper < 0.02
+    assert upper < 0.01
 
 
 # --- the record of the seed's recipe ---------------------------------------------------------------------------------
