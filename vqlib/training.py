@@ -371,10 +371,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m vqlib.training", description="Train one stage or both, into the "
                                      "runs folder. A killed run goes on where it was when started again.")
     parser.add_argument("stage", choices=("vqvae", "transformer", "all"))
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="best")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="best",
+                        help="best: that of the shipped weights (default); seed: the document's, as written")
     parser.add_argument("--holdout", action="store_true", help="train on 55,000 pictures, score the other 5,000 after "
                         "each epoch, leave the test set alone; saves under holdout/")
-    parser.add_argument("--sample", action="store_true", help="use the embedded sample of 2,000 pictures")
+    parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "
+                        "500 to test")
     parser.add_argument("--device", help="cuda, mps or cpu; default the first of them that is there")
     options = parser.parse_args(arguments)
     train = data.load("train", sample=options.sample)
