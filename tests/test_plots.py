@@ -38,7 +38,7 @@ CASES = {
     "curves": ({"a": ([1, 2], [3, 4])}, "x", "y"),
     "histories": ({"a": [{"step": 1, "mse": 0.1}, {"step": 2, "mse": 0.2}]}, ("mse",), ("MSE",), ("log",)),
     "bars": ({"a": torch.rand(5), "b": torch.rand(5)}, "x", "y"),
-    "codebooks": (torch.randn(20, 2), {"codes": torch.randn(3, 2)}),
+    "voronoi": (torch.randn(20, 2), torch.randn(3, 2), "codes"),
     "token_map": (PICTURES[:1], torch.zeros(1, 7, 7, dtype=torch.int64)),
     "palette": (torch.zeros(5, 1, 4, 4),),
     "heat_maps": ([torch.rand(7, 7)], ["map"], "nats"),
@@ -67,4 +67,4 @@ def test_bars_are_sorted_and_a_dead_code_is_drawn_as_such():
     figure = plots.bars({"a": [0.1, 0.7, 0.2]}, "x", "y")
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.7, 0.2, 0.1]
     codebook = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
-    assert "1 of 2 codes used" in plots.codebooks(torch.zeros(4, 2), {"toy": codebook}).axes[0].get_title()
+    assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), codebook, "toy").axes[0].get_title()

@@ -120,8 +120,10 @@ def bars(series, x_label, y_label, sort=True, level=None):
     return figure
 
 
-def codebooks(points, frames):
-    """2-D points coloured by their nearest code, codes as crosses: (N, 2) points, {name: (K, 2) codebook}."""
+def voronoi(points, codebook, title=None, frames=None):
+    """2-D points coloured by their nearest code, codes as crosses: (N, 2), (K, 2)
+    or {name: codebook} as ``frames``."""
+    frames = frames or {title: codebook}
     figure, axes = _figure(2.7 * len(frames), 2.8, 1, len(frames), sharex=True, sharey=True)
     points = torch.as_tensor(points)
     for axis, (name, codes) in zip(axes[0], frames.items(), strict=True):
@@ -160,13 +162,13 @@ def palette(patches, columns=16, titles=None):
     return figure
 
 
-def heat_maps(maps, titles, label, v_min=0.0, v_max=None, cmap="viridis", scale=1.9, number_format=None):
-    """7×7 (or any) maps side by side on one colour scale: a list of 2-D arrays. What isn't finite stays white."""
+def heat_maps(maps, titles, label, v_max=None, cmap="viridis", scale=1.9, number_format=None):
+    """7×7 (or any) maps side by side on one colour scale: a list of 2-D arrays."""
     figure, axes = _figure(scale * len(maps) + 0.6, scale + 0.3, 1, len(maps))
-    top = v_max if v_max is not None else max(float(np.nanmax(_array(m))) for m in maps)
+    top = v_max if v_max is not None else max(float(_array(m).max()) for m in maps)
     for axis, values, title in zip(axes[0], maps, titles, strict=True):
-        values = np.where(np.isfinite(_array(values)), _array(values), np.nan)
-        _show(axis, values, title, cmap=cmap, vmin=v_min, vmax=top)
+        values = _array(values)
+        _show(axis, values, title, cmap=cmap, vmin=0, vmax=top)
         if number_format:
             for (row, column), value in np.ndenumerate(values):
                 axis.text(column, row, format(value, number_format), ha="center", va="center", fontsize=6,
