@@ -67,7 +67,7 @@ SEED_VQVAE = VQVAERecipe(name="seed", epochs=10, batch_size=64, learning_rate=1e
                          schedule="drop", drop_epoch=5, drop_factor=0.3)
 SEED_TRANSFORMER = TransformerRecipe(name="seed", epochs=1, batch_size=128, learning_rate=3e-4)
 
-# Ours, chosen on validation pictures.
+# Ours. Stage 1 was chosen on validation pictures; stage 2 is a first attempt, not yet compared on them.
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine",
                          warmup_steps=200, model=VQVAEConfig(ema=True), beta=1.0,
                          kmeans_init=True, revive_below=0.33)
