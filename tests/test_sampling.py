@@ -2,6 +2,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -212,6 +213,79 @@ def test_knobs_that_rule_nothing_out_change_nothing(transformer):
         assert torch.equal(plain, sample(transformer, LABELS, generator=seeded(), **knobs))
 
 
+def test_numpys_numbers_are_numbers(transformer):
+    plain = sample(transformer, LABELS, 0.5, top_p=0.5, generator=seeded())
+    assert torch.equal(plain, sample(transformer, LABELS, np.float32(0.5), top_p=np.float64(0.5), generator=seeded()))
+
+
+# --- guidance and "any class" ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 2.0, 6])
+def test_guidance_agrees_with_a_slow_loop(transformer, guidance, use_cache):
+    noise, expected = gumbel_noise(7, seeded(2)), torch.zeros(7, 49, dtype=torch.int64)
+    for i, label in enumerate(LABELS.tolist()):
+        for t in range(49):
+            cond, uncond = (transformer(torch.tensor([[first, *expected[i, :t].tolist()]]))[0, -1, :64]
+                            for first in (64 + label, 74))
+            expected[i, t] = (uncond + guidance * (cond - uncond) + 0.8 * noise[i, t]).argmax()
+    codes = sample(transformer, LABELS, 0.8, guidance=guidance, generator=seeded(2), use_cache=use_cache)
+    assert torch.equal(codes.flatten(1), expected)
+
+
+def test_guidance_of_one_is_off_and_costs_nothing(transformer):
+    rows = []
+    transformer.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    plain, off, on = (sample(transformer, LABELS, generator=seeded(), **knobs)
+                      for knobs in ({}, {"guidance": 1}, {"guidance": 3.0}))
+    assert torch.equal(plain, off) and not torch.equal(plain, on)
+    assert rows == [7] * 98 + [14] * 49
+
+
+def test_guidance_of_zero_forgets_the_class(transformer):
+    codes = sample(transformer, LABELS, guidance=0, generator=seeded())
+    assert torch.equal(codes, sample(transformer, 9 - LABELS, guidance=0, generator=seeded()))
+    assert torch.equal(codes, sample(transformer, None, n=7, generator=seeded()))
+
+
+def test_guidance_keeps_prefix_seed_and_batch(transformer):
+    prefix = torch.randint(64, (7, 21), generator=seeded(9))
+    codes = sample(transformer, LABELS, guidance=2.5, prefix=prefix, generator=seeded())
+    assert torch.equal(codes.flatten(1)[:, :21], prefix)
+    assert torch.equal(codes[:3], sample(transformer, LABELS[:3], guidance=2.5, prefix=prefix[:3], generator=seeded()))
+    assert torch.equal(codes, sample(transformer, LABELS, guidance=2.5, prefix=codes.flatten(1)[:, :30],
+                                     generator=seeded()))
+
+
+def test_any_class_begins_with_the_end_token(transformer):
+    firsts = []
+    transformer.register_forward_pre_hook(lambda module, inputs: firsts.append(inputs[0][:, 0]))
+    codes = sample(transformer, None, n=3, generator=seeded())
+    assert codes.shape == (3, 7, 7) and firsts[0].tolist() == [74] * 3
+    assert sample(transformer, None, n=0).shape == (0, 7, 7)
+
+
+def test_any_class_is_refused_where_it_was_never_learned(transformer):
+    transformer.info = {"recipe": {"name": "seed", "drop_class": 0.0}}
+    for refused in ({"labels": LABELS, "guidance": 2.0}, {"labels": None, "n": 2}):
+        with pytest.raises(ValueError, match="never saw .any class.*drop_class=0.1"):
+            sample(transformer, **refused)
+    assert sample(transformer, LABELS, guidance=1).shape == (7, 7, 7)
+    transformer.info = {"recipe": {"name": "best", "drop_class": 0.1}}
+    assert sample(transformer, LABELS, guidance=2.0).shape == (7, 7, 7)
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    ({"labels": None}, "n=8; got n=None"), ({"labels": None, "n": -1}, "got n=-1"),
+    ({"labels": None, "n": 2.0}, "got n=2.0"), ({"labels": None, "n": True}, "got n=True"),
+    ({"labels": None, "n": 2, "guidance": 2.0}, "needs labels"), ({"labels": LABELS, "n": 8}, "7 labels and n=8"),
+])
+def test_how_many_is_said_once(transformer, arguments, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        sample(transformer, **arguments)
+
+
 # --- completion ------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +441,8 @@ def test_the_nucleus_is_taken_at_the_temperature():
     ("top_k", 0, "≥ 1"), ("top_k", -1, "≥ 1"), ("top_k", 1.5, "≥ 1"), ("top_k", "3", "≥ 1"), ("top_k", True, "≥ 1"),
     ("top_p", 0, "(0, 1]"), ("top_p", 0.0, "(0, 1]"), ("top_p", 1.1, "(0, 1]"), ("top_p", -0.5, "(0, 1]"),
     ("top_p", float("nan"), "(0, 1]"), ("top_p", None, "(0, 1]"), ("top_p", "all", "(0, 1]"),
+    ("guidance", -1, "≥ 0"), ("guidance", float("nan"), "≥ 0"), ("guidance", float("inf"), "≥ 0"),
+    ("guidance", None, "≥ 0"), ("guidance", "strong", "≥ 0"), ("guidance", True, "≥ 0"),
 ])
 def test_knobs_are_checked(transformer, name, value, expected):
     with pytest.raises(ValueError, match=f"{name} must .*{re.escape(expected)}.*got {re.escape(repr(value))}"):
@@ -390,7 +466,7 @@ def test_a_prefix_is_checked(transformer, prefix, expected, came):
 @pytest.mark.parametrize("labels, expected, came", [
     (torch.tensor([0, 10]), "0…9", "10"), (torch.tensor([-1]), "0…9", "-1"), (torch.tensor([0.0]), "int64", "float32"),
     (torch.tensor([[0]]), "(B,)", "(1, 1)"), (torch.tensor(3), "(B,)", "()"), ([0, 1], "tensor", "[0, 1]"),
-    (3, "tensor", "3"), (None, "tensor", "None"),
+    (3, "tensor", "3"),
 ])
 def test_labels_are_checked(transformer, labels, expected, came):
     codes = torch.zeros(2, 7, 7, dtype=torch.int64)

@@ -6,10 +6,11 @@ token and belongs to the picture: moving a knob changes what the knob does and n
 """
 
 import math
+import numbers
 
 import torch
 
-from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES, check_labels, to_sequences
+from vqlib.tokens import CODES_PER_IMAGE, END_TOKEN, NUM_CODES, check_labels, to_sequences
 from vqlib.vqvae import GRID
 
 
@@ -50,24 +51,30 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
 
 
 @torch.no_grad()
-def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generator=None, prefix=None, use_cache=True):
+def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generator=None, prefix=None, guidance=1.0,
+           n=None, use_cache=True):
     """Write one picture a label, all at the same time, code by code.
 
     transformer: a `Transformer`, used in eval mode whatever mode it is in.
-    labels: (N,) int64 in 0…9.
+    labels: (N,) int64 in 0…9; or None for ``n`` pictures of any class.
     temperature: ≥ 0. 1 samples the model as it is, below 1 prefers likely codes, 0 always takes the likeliest.
     top_k: keep the k likeliest codes at each step, 1 or more; None keeps all.
     top_p: in (0, 1], keep the likeliest codes that together reach this probability; 1 keeps all.
     generator: a CPU `torch.Generator`; the same seed gives the same pictures, whatever the batch size or device.
     prefix: (N, P) int64 codes in 0…63, P ≤ 49, with which each picture begins (row by row): picture completion.
+    guidance: w ≥ 0 of logits = uncond + w · (cond - uncond), where uncond are those of "any class" (classifier-free
+        guidance, Ho and Salimans, arXiv 2207.12598). 1 is off and costs nothing; above 1 the class shows more, at
+        twice the work.
+    n: how many pictures, where labels is None.
     use_cache: False recomputes the whole sequence at each step: the same pictures, slower.
 
     Returns (N, 7, 7) int64 codes in 0…63: the class and end tokens are never candidates.
     Raises ValueError where an argument is outside what stands here.
     """
-    check_labels(labels)
-    _check_knobs(temperature, top_k, top_p)
-    device, N = transformer.head.weight.device, len(labels)
+    _check_knobs(temperature, top_k, top_p, guidance)
+    start, guided = _start_tokens(transformer, labels, n, guidance)
+    device, N = transformer.head.weight.device, len(start)
+    start = start.to(device)[:, None]
     codes = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=device)
     P = 0
     if prefix is not None:
@@ -80,14 +87,20 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
     was_training = transformer.training
     transformer.eval()
     try:
-        start = NUM_CODES + labels.to(device)[:, None]
-        cache = transformer.new_cache(N, CODES_PER_IMAGE) if use_cache else None
-        new = torch.cat([start, codes[:, :P]], dim=1)      # what the model hasn't seen yet
+        if guided:  # the lower half of the batch writes the same codes after "any class"
+            start = torch.cat([start, torch.full_like(start, END_TOKEN)])
+        rows = len(start) // N
+        cache = transformer.new_cache(len(start), CODES_PER_IMAGE) if use_cache else None
+        new = torch.cat([start, codes[:, :P].repeat(rows, 1)], dim=1)  # what the model hasn't seen yet
         for t in range(P, CODES_PER_IMAGE):
             logits = transformer(new, cache)[:, -1, :NUM_CODES]   # only codes stand at code positions
+            if guided:
+                cond, uncond = logits.chunk(2)
+                logits = uncond + guidance * (cond - uncond)
             logits = filter_logits(logits, temperature, top_k, top_p)
             codes[:, t] = (logits + temperature * noise[:, t]).argmax(-1)
-            new = codes[:, t:t + 1] if use_cache else torch.cat([start, codes[:, :t + 1]], dim=1)
+            written = codes[:, t:t + 1] if use_cache else codes[:, :t + 1]
+            new = written.repeat(rows, 1) if use_cache else torch.cat([start, written.repeat(rows, 1)], dim=1)
     finally:
         transformer.train(was_training)
     return codes.reshape(N, GRID, GRID)
@@ -115,14 +128,41 @@ def log_likelihood(transformer, codes, labels):
     return code_log_probs(transformer, codes, labels).sum(1)
 
 
-def _check_knobs(temperature, top_k, top_p):
-    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
+def _start_tokens(transformer, labels, n, guidance):
+    """The first token of each picture (N,), and whether guidance has work to do."""
+    if labels is None:
+        if not (isinstance(n, int) and not isinstance(n, bool) and n >= 0):
+            raise ValueError(f"labels=None writes pictures of any class: say how many, e.g. n=8; got n={n!r}")
+        if guidance != 1:
+            raise ValueError(f"guidance strengthens a class, so it needs labels; got labels=None and "
+                             f"guidance={guidance!r}")
+    else:
+        check_labels(labels)
+        if n is not None and n != len(labels):
+            raise ValueError(f"n is for labels=None; got {len(labels)} labels and n={n!r}")
+    if labels is not None and guidance == 1:
+        return NUM_CODES + labels, False
+    recipe = getattr(transformer, "info", {}).get("recipe", {})
+    if recipe and not recipe.get("drop_class"):
+        raise ValueError("this Transformer never saw \"any class\": its recipe has drop_class 0. Use guidance=1 and "
+                         "labels, or load or train one with drop_class=0.1")
+    return (torch.full((n,), END_TOKEN), False) if labels is None else (NUM_CODES + labels, True)
+
+
+def _check_knobs(temperature, top_k, top_p, guidance):
+    if not (_is_number(temperature) and math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be a finite number ≥ 0 (0 is greedy, 1 the model as it is), "
                          f"got {temperature!r}")
     if top_k is not None and not (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
         raise ValueError(f"top_k must be a whole number ≥ 1, or None to keep all codes; got {top_k!r}")
-    if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+    if not (_is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1], 1 keeps all codes; got {top_p!r}")
+    if not (_is_number(guidance) and math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"guidance must be a finite number ≥ 0 (1 is off), got {guidance!r}")
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's scalars too
 
 
 def _check_prefix(prefix, n):
