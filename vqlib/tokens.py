@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from tqdm.auto import trange
 
 from vqlib.data import to_images
@@ -100,8 +99,10 @@ class Histogram:
     @classmethod
     def fit(cls, codes, labels, by_class=True, by_position=True):
         """Count (with one added to every count, so that nothing is impossible). codes (N, 7, 7), labels (N,)."""
-        one_hot = F.one_hot(codes.flatten(1), NUM_CODES).float()                      # (N, 49, 64)
-        count = torch.stack([one_hot[labels == label].sum(0) for label in range(NUM_CLASSES)])  # (10, 49, 64)
+        place = labels[:, None] * CODES_PER_IMAGE + torch.arange(CODES_PER_IMAGE)               # (N, 49)
+        shape = (NUM_CLASSES, CODES_PER_IMAGE, NUM_CODES)
+        count = torch.bincount((place * NUM_CODES + codes.flatten(1)).flatten(), minlength=math.prod(shape))
+        count = count.reshape(shape).float()
         if not by_class:
             count = count.sum(0, keepdim=True)
         if not by_position:
