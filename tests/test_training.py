@@ -12,8 +12,17 @@ import torch
 import torch.nn.functional as F
 
 from vqlib import checkpoints, data, evaluation, tokens, training
+from vqlib.classifier import ClassifierConfig
 from vqlib.tokens import encode_pixels, to_sequences
-from vqlib.training import TransformerRecipe, VQVAERecipe, learning_rate, train_transformer, train_vqvae
+from vqlib.training import (
+    ClassifierRecipe,
+    TransformerRecipe,
+    VQVAERecipe,
+    learning_rate,
+    train_classifier,
+    train_transformer,
+    train_vqvae,
+)
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -23,14 +32,18 @@ VQVAE_TINY = VQVAERecipe(name="tiny", epochs=2, batch_size=16, learning_rate=1e-
 EMA_TINY = dataclasses.replace(VQVAE_TINY, model=VQVAEConfig(channels=8, ema=True), kmeans_init=True, ema_decay=0.8,
                                revive_below=0.33, schedule="cosine", warmup_steps=3, mixed_precision=True)
 TRANSFORMER_TINY = TransformerRecipe(name="tiny", epochs=2, batch_size=16, learning_rate=1e-3, schedule="cosine",
-                                     weight_decay=0.1, mixed_precision=False,
+                                     weight_decay=0.1, mixed_precision=False, drop_class=0.3,
                                      model=TransformerConfig(d_model=16, n_heads=2, n_layers=1))
+CLASSIFIER_TINY = ClassifierRecipe(name="tiny", epochs=2, batch_size=16, learning_rate=1e-3, schedule="cosine",
+                                   mixed_precision=False, model=ClassifierConfig(channels=4, features=16))
 STEPS = 12
 
 
 def run(recipe, dataset, path=None, **options):
     if isinstance(recipe, VQVAERecipe):
         return train_vqvae(recipe, dataset, path=path, device="cpu", progress=False, **options)
+    if isinstance(recipe, ClassifierRecipe):
+        return train_classifier(recipe, dataset, path=path, device="cpu", progress=False, **options)
     return train_transformer(recipe, tokenizer(), dataset, path=path, device="cpu", progress=False, **options)
 
 
@@ -247,7 +260,7 @@ def test_training_learns(train):
 
 # --- interrupted and resumed -----------------------------------------------------------------------------------------
 
-RECIPES = {"vqvae": VQVAE_TINY, "ema": EMA_TINY, "transformer": TRANSFORMER_TINY}
+RECIPES = {"vqvae": VQVAE_TINY, "ema": EMA_TINY, "transformer": TRANSFORMER_TINY, "classifier": CLASSIFIER_TINY}
 uninterrupted = {}
 
 
@@ -518,6 +531,23 @@ def test_one_stage_can_be_trained_alone(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "runs") == ["transformer.safetensors"]
 
 
+def test_held_out_pictures_need_a_tokenizer_that_never_saw_them(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        training.main(["transformer", "--sample", "--holdout", "--device", "cpu"])
+    assert "vqvae --holdout` first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_the_command_line_trains_the_two_judges(monkeypatch, tmp_path, capsys):
+    for name in ("JUDGE", "CRITIC"):
+        recipe = dataclasses.replace(getattr(training, name), epochs=1, batch_size=400, model=CLASSIFIER_TINY.model)
+        monkeypatch.setattr(training, name, recipe)
+    training.main(["classifiers", "--sample", "--device", "cpu"])
+    judge, critic = (checkpoints.load_classifier(name) for name in ("judge", "critic"))
+    assert sorted(os.listdir(tmp_path / "runs")) == ["critic.safetensors", "judge.safetensors"]
+    assert not same_weights(judge, critic) and judge.info["test"]["pictures"] == 500
+    assert f"accuracy {judge.info['test']['accuracy']:.5g}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [[], ["everything"], ["all", "--recipe", "none"]])
 def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, capsys):
     with pytest.raises(SystemExit):
@@ -533,11 +563,30 @@ def test_seed_defect_5_a_training_sequence_is_one_picture(some):
     seen = []
     stage.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     stage.loss(torch.tensor([3, 5]), torch.autocast("cpu", enabled=False))
-    assert torch.equal(seen[0], stage.tokens[[3, 5], :50])
+    assert torch.equal(seen[0][:, 1:], stage.tokens[[3, 5], 1:50])
+
+
+def test_a_share_of_the_sequences_begins_with_any_class(some):
+    pair = (encode_pixels(tokenizer(), some.pixels), some.labels)
+    stage = training.TransformerStage(TRANSFORMER_TINY, pair, "cpu")
+    whole, seen = stage.tokens.clone(), []
+    stage.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    for _ in range(20):
+        stage.loss(torch.arange(90), torch.autocast("cpu", enabled=False))
+    firsts = torch.stack([batch[:, 0] for batch in seen])
+    any_class = firsts == 74
+    assert 0.25 < any_class.float().mean() < 0.35 and (any_class.any(0).float().mean() > 0.95)
+    assert torch.equal(firsts[~any_class], (64 + some.labels).expand(20, 90)[~any_class])
+    assert all(torch.equal(batch[:, 1:], whole[:, 1:50]) for batch in seen) and torch.equal(stage.tokens, whole)
+    never = training.TransformerStage(dataclasses.replace(TRANSFORMER_TINY, drop_class=0.0), pair, "cpu")
+    never.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    never.loss(torch.arange(90), torch.autocast("cpu", enabled=False))
+    assert torch.equal(seen[-1], whole[:, :50])
 
 
 def test_cross_entropy_is_over_the_whole_vocabulary(some):
-    stage = training.TransformerStage(TRANSFORMER_TINY, (encode_pixels(tokenizer(), some.pixels), some.labels), "cpu")
+    recipe = dataclasses.replace(TRANSFORMER_TINY, drop_class=0.0)
+    stage = training.TransformerStage(recipe, (encode_pixels(tokenizer(), some.pixels), some.labels), "cpu")
     stage.model.eval()
     loss = stage.loss(torch.arange(4), torch.autocast("cpu", enabled=False))
     logits = stage.model(stage.tokens[:4, :50])

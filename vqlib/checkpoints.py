@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 import vqlib
+from vqlib.classifier import Classifier, ClassifierConfig
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -163,6 +164,16 @@ def load_transformer(path=None, shipped=False, vqvae=None, device="cpu"):
     return transformer
 
 
+def load_classifier(name="judge", path=None, shipped=False, device="cpu"):
+    """A classifier of pictures: the ``judge``, which measures, or the ``critic``, which chooses (see classifier.py).
+
+    Like `load_vqvae`: the file given, else the reader's own run, else the shipped one. A `Classifier` in eval mode.
+    """
+    if name not in ("judge", "critic"):
+        raise ValueError(f"name must be 'judge' or 'critic', got {name!r}")
+    return load_model(path or _choose(name, shipped), Classifier, ClassifierConfig, device)
+
+
 def _choose(name, shipped):
     own = runs_folder() / f"{name}.safetensors"
     return own if own.is_file() and not shipped else SHIPPED / f"{name}.safetensors"
@@ -176,6 +187,11 @@ def load_seed_record():
     """
     tensors, info = read(SHIPPED / "seed_recipe.safetensors", "seed record")
     return {**info, **tensors}
+
+
+def load_scorecard():
+    """The figures of the shipped pair, as `python -m vqlib.scorecard` wrote them: a dict (see scorecard.py)."""
+    return json.loads((SHIPPED / "scorecard.json").read_text(encoding="utf-8"))
 
 
 def describe(model):

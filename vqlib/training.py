@@ -1,8 +1,9 @@
-"""Training both stages, from a notebook or from the command line.
+"""Training both stages, and the classifiers that judge samples, from a notebook or from the command line.
 
     python -m vqlib.training all                      # both stages by the recipe of the shipped weights, into runs/
     python -m vqlib.training vqvae --recipe seed      # one stage, by the seed's recipe as written
     python -m vqlib.training all --holdout            # choosing: train on 55,000, score the 5,000 held out
+    python -m vqlib.training classifiers              # the two that judge samples
 
 All that is random in step t is drawn from (seed, t): data order, dropout, revived codes. So a run that was killed goes
 on from its last checkpoint and ends with the weights of a run that was not.
@@ -23,7 +24,8 @@ from einops import rearrange
 from tqdm import tqdm
 
 from vqlib import checkpoints, data, evaluation
-from vqlib.tokens import encode_pixels, perplexity, to_sequences
+from vqlib.classifier import Classifier, ClassifierConfig, accuracy
+from vqlib.tokens import END_TOKEN, encode_pixels, perplexity, to_sequences
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -58,6 +60,12 @@ class VQVAERecipe(Recipe):
 @dataclass(frozen=True, kw_only=True)
 class TransformerRecipe(Recipe):
     model: TransformerConfig = field(default_factory=TransformerConfig)
+    drop_class: float = 0.0             # share of sequences that begin with token 74, "any class": for guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRecipe(Recipe):
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
 # The recipe of the document this project grew from. Its stage 2 cut windows at stride 1 from one long stream of
@@ -73,6 +81,12 @@ BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e
                          kmeans_init=True, revive_below=0.33)
 BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, batch_size=128, learning_rate=1e-3, schedule="cosine",
                                      warmup_steps=100, weight_decay=0.1, betas=(0.9, 0.95))
+
+# The judges of samples. SCORE is for few pictures: the classification accuracy score trains one on 10,000 samples.
+JUDGE = ClassifierRecipe(name="judge", epochs=8, batch_size=128, learning_rate=2e-3, schedule="cosine",
+                         warmup_steps=100, weight_decay=0.05)
+CRITIC = dataclasses.replace(JUDGE, name="critic", seed=1)
+SCORE = dataclasses.replace(JUDGE, name="score", epochs=12)
 RECIPES = {"seed": (SEED_VQVAE, SEED_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
 
 
@@ -157,7 +171,11 @@ class VQVAEStage:
 
 
 class TransformerStage:
-    """Cross-entropy of the next token: 49 codes and the end token, given the class. On (codes, labels)."""
+    """Cross-entropy of the next token: 49 codes and the end token, given the class. On (codes, labels).
+
+    With ``drop_class``, a share of the sequences has the end token where the class would stand: "any class" (Ho and
+    Salimans, arXiv 2207.12598). No new token is needed: the end token never begins a sequence otherwise.
+    """
 
     def __init__(self, recipe, pair, device):
         self.recipe, self.tokens = recipe, to_sequences(*pair).to(device)
@@ -169,6 +187,9 @@ class TransformerStage:
 
     def loss(self, index, autocast):
         tokens = self.tokens[index]
+        if self.recipe.drop_class:
+            dropped = (torch.rand(len(tokens)) < self.recipe.drop_class).to(tokens.device)
+            tokens[:, 0] = torch.where(dropped, END_TOKEN, tokens[:, 0])  # indexing made a copy
         with autocast:
             logits = self.model(tokens[:, :-1])
         nats = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
@@ -189,7 +210,40 @@ class TransformerStage:
         return evaluation.evaluate_transformer(self.model, *pair)
 
 
-# --- the loop that both share ----------------------------------------------------------------------------------------
+class ClassifierStage:
+    """Cross-entropy of the class, on a `Dataset`; every other picture is mirrored, at random."""
+
+    def __init__(self, recipe, dataset, device):
+        self.recipe, self.pixels, self.labels = recipe, dataset.pixels.to(device), dataset.labels.to(device)
+        self.model = Classifier(recipe.model).to(device, memory_format=torch.channels_last)
+        self.reset_metrics()
+
+    def initialise(self):
+        pass
+
+    def loss(self, index, autocast):
+        images, labels = data.to_images(self.pixels[index]), self.labels[index]
+        mirrored = (torch.rand(len(images), 1, 1, 1) < 0.5).to(images.device)
+        with autocast:
+            logits = self.model(torch.where(mirrored, images.flip(-1), images))
+        self.right += (logits.argmax(1) == labels).sum()
+        self.pictures += len(labels)
+        return F.cross_entropy(logits.float(), labels)
+
+    def after_step(self):
+        pass
+
+    def reset_metrics(self):
+        self.right, self.pictures = torch.zeros((), device=self.pixels.device), 0
+
+    def metrics(self):
+        return {"accuracy": self.right.item() / self.pictures}
+
+    def evaluate(self, dataset):
+        return {"accuracy": accuracy(self.model, dataset), "pictures": len(dataset)}
+
+
+# --- the loop that all share ----------------------------------------------------------------------------------------
 
 
 def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=True, log_every=50, save_every=200):
@@ -210,7 +264,7 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
     resume = Path(path).with_suffix(".resume.safetensors") if path else None
     identity = {"recipe": _plain(recipe), "data": data_id, "size": size}
     first = 0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _own_randomness(device):
         if resume and resume.is_file():
             first, history = _load_state(resume, identity, model, optimizer)
         else:
@@ -264,6 +318,11 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
     return history
 
 
+def _own_randomness(device):
+    """Within it torch's global generators may be seeded: afterwards they are as the reader left them."""
+    return torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else [])
+
+
 def _seed(seed, step):
     torch.manual_seed(seed * 1_000_003 + step + 1)
 
@@ -310,7 +369,7 @@ def train_vqvae(recipe, train, validation=None, test=None, path=None, device=Non
     data_id = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}"
     if done := _finished(path, recipe, data_id, lambda p: checkpoints.load_vqvae(p, device=device)):
         return done
-    with torch.random.fork_rng(devices=[]):
+    with _own_randomness(device):
         torch.manual_seed(recipe.seed)
         stage = VQVAEStage(recipe, train, device)
     history = fit(stage, recipe, len(train), path, validation, data_id, progress)
@@ -334,7 +393,7 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
     if done := _finished(path, recipe, data_id, load):  # data_id names the tokenizer: another's is trained anew
         return done
     pairs = [d and (encode_pixels(vqvae, d.pixels, progress=progress), d.labels) for d in (train, validation, test)]
-    with torch.random.fork_rng(devices=[]):
+    with _own_randomness(device):
         torch.manual_seed(recipe.seed)
         stage = TransformerStage(recipe, pairs[0], device)
     history = fit(stage, recipe, len(train), path, pairs[1], data_id, progress)
@@ -346,6 +405,23 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
         info["test"] = evaluation.evaluate_transformer(transformer, *pairs[2])
         info["test"]["nats_per_code_before_rounding"] = unrounded["nats_per_code"]
     return _finish(transformer, path, info, torch.float16)
+
+
+def train_classifier(recipe, train, validation=None, test=None, path=None, device=None, progress=True):
+    """Train a `Classifier` and return it, in eval mode, as `train_vqvae` does; rounded to float16."""
+    device = device or pick_device()
+    data_id = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}"
+    if done := _finished(path, recipe, data_id, lambda p: checkpoints.load_classifier(path=p, device=device)):
+        return done
+    with _own_randomness(device):
+        torch.manual_seed(recipe.seed)
+        stage = ClassifierStage(recipe, train, device)
+    history = fit(stage, recipe, len(train), path, validation, data_id, progress)
+    classifier = stage.model.to(memory_format=torch.contiguous_format).half().float()
+    info = {"recipe": _plain(recipe), "history": history, "data": data_id}
+    if test is not None:
+        info["test"] = {"accuracy": accuracy(classifier, test), "pictures": len(test)}
+    return _finish(classifier, path, info, torch.float16)
 
 
 def _finished(path, recipe, data_id, load):
@@ -368,9 +444,10 @@ def _finish(model, path, info, dtype=None):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m vqlib.training", description="Train one stage or both, into the "
-                                     "runs folder. A killed run goes on where it was when started again.")
-    parser.add_argument("stage", choices=("vqvae", "transformer", "all"))
+    parser = argparse.ArgumentParser(prog="python -m vqlib.training", description="Train one stage, or both, or the "
+                                     "judges, into the runs folder. A killed run goes on where it was when "
+                                     "started again.")
+    parser.add_argument("stage", choices=("vqvae", "transformer", "all", "classifiers"))
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="best",
                         help="best: that of the shipped weights (default); seed: the document's, as written")
     parser.add_argument("--holdout", action="store_true", help="train on 55,000 pictures, score the other 5,000 after "
@@ -390,8 +467,15 @@ def main(arguments=None):
     if options.stage in ("vqvae", "all"):
         vqvae = train_vqvae(vqvae_recipe, train, validation, test, folder / "vqvae.safetensors", options.device)
         _report(vqvae)
+    if options.stage == "classifiers":
+        for recipe in (JUDGE, CRITIC):
+            _report(train_classifier(recipe, train, validation, test, folder / f"{recipe.name}.safetensors",
+                                     options.device))
     if options.stage in ("transformer", "all"):
         own = folder / "vqvae.safetensors"
+        if options.holdout and not own.is_file():
+            parser.error(f"--holdout takes a tokenizer that never saw the held-out pictures, and there is no {own}: "
+                         f"run `python -m vqlib.training vqvae --holdout` first, or `all --holdout`")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
         print(f"tokenizer: {vqvae.info['path']}")
         transformer = train_transformer(transformer_recipe, vqvae, train, validation, test,

@@ -1,0 +1,72 @@
+"""The judges: a small classifier whose answers and features score what the generator writes (notebook 05).
+
+Two are shipped. ``judge`` measures: agreement with the asked class, and the 128 features of the Fréchet distance and of
+coverage. ``critic``, trained from another seed, chooses among samples (`rerank`): who chooses must not also measure.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vqlib.data import to_images
+from vqlib.tokens import NUM_CLASSES
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    channels: int = 32      # at 28×28; twice that at 14×14, four times at 7×7
+    features: int = 128
+    dropout: float = 0.3
+
+
+class Classifier(nn.Module):
+    """Three convolutions with pooling, then two linear layers: (B, 1, 28, 28) images in [-1, 1] -> (B, 10) logits."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.config = config or ClassifierConfig()
+        c, layers = self.config.channels, []
+        for before, after in ((1, c), (c, 2 * c), (2 * c, 4 * c)):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            if after < 4 * c:
+                layers.append(nn.MaxPool2d(2))  # 28 -> 14 -> 7
+        self.body = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(self.config.dropout),
+                                  nn.Linear(4 * c * 3 * 3, self.config.features), nn.ReLU())  # 7 -> 3
+        self.head = nn.Sequential(nn.Dropout(self.config.dropout), nn.Linear(self.config.features, NUM_CLASSES))
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+@torch.no_grad()
+def judge(classifier, images, batch_size=500):
+    """What a classifier makes of many pictures, in eval mode whatever mode it is in.
+
+    images: (N, 1, 28, 28) float in [-1, 1]. Returns log p(class | picture) (N, 10), ≤ 0, and features (N, 128), ≥ 0,
+    both float32 on the CPU.
+    """
+    device, was_training = next(classifier.parameters()).device, classifier.training
+    classifier.eval()
+    try:
+        features = torch.cat([classifier.body(part.to(device)).float() for part in images.split(batch_size)])
+        return classifier.head(features).log_softmax(-1).cpu(), features.cpu()
+    finally:
+        classifier.train(was_training)
+
+
+def accuracy(classifier, dataset):
+    """Share of a `Dataset`'s pictures whose class the classifier names: a float in [0, 1]."""
+    log_probs, _ = judge(classifier, to_images(dataset.pixels))
+    return (log_probs.argmax(1) == dataset.labels).float().mean().item()
+
+
+def rerank(critic, images, label, keep):
+    """The step that DALL·E leaves to CLIP: of many samples, those which the critic finds most like their class.
+
+    images: (N, 1, 28, 28) in [-1, 1], all asked to be class ``label``. Returns (keep,) int64 indices, best first.
+    """
+    if not 1 <= keep <= len(images):
+        raise ValueError(f"keep must be in 1…{len(images)}, the number of images; got {keep}")
+    log_probs, _ = judge(critic, images)
+    return log_probs[:, label].topk(keep).indices
