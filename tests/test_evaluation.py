@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,3 +80,73 @@ def test_a_training_picture_is_its_own_nearest_neighbour(train):
     pixels, chosen = train.pixels[:60], torch.tensor([59, 0, 33])
     index, distance = evaluation.nearest_neighbours(data.to_images(pixels[chosen]), pixels, batch_size=25)
     assert torch.equal(index, chosen) and distance.max() < 1e-6
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_frechet_distance_of_one_feature_is_the_textbook_formula():
+    a, b = (torch.randn(n, 1, dtype=torch.float64, generator=seeded(n)) * s + m for n, s, m in ((50, 1, 0), (80, 3, 2)))
+    expected = (a.mean() - b.mean()) ** 2 + (a.std() - b.std()) ** 2
+    assert evaluation.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_frechet_distance_agrees_with_the_eigenvalues_of_the_product():
+    a, b = (torch.randn(200, 6, dtype=torch.float64, generator=seeded(s)) @ torch.randn(6, 6, dtype=torch.float64,
+            generator=seeded(s + 5)) + s for s in (0, 1))
+    product = np.cov(a.numpy().T) @ np.cov(b.numpy().T)
+    root = np.sqrt(np.linalg.eigvals(product).astype(complex)).real.sum()
+    shift = ((a.mean(0) - b.mean(0)) ** 2).sum().item()
+    expected = shift + np.cov(a.numpy().T).trace() + np.cov(b.numpy().T).trace() - 2 * root
+    assert evaluation.frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
+
+
+def test_frechet_distance_to_itself_is_nothing_and_a_shift_is_its_square():
+    a = torch.randn(300, 8, generator=seeded())
+    a[:, 7] = a[:, 0]  # a feature too many: the covariance has no inverse
+    assert evaluation.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert evaluation.frechet_distance(a, a + 2) == pytest.approx(32, rel=1e-4)
+    assert evaluation.frechet_distance(a, a + 2) == pytest.approx(evaluation.frechet_distance(a + 2, a), rel=1e-6)
+    with pytest.raises(ValueError, match="at least 2 pictures, got 300 and 1"):
+        evaluation.frechet_distance(a, a[:1])
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_coverage_agrees_with_a_slow_loop(k):
+    real, samples = torch.randn(60, 3, generator=seeded()), torch.randn(40, 3, generator=seeded(1)) * 1.5
+    covered = 0
+    for i, point in enumerate(real):
+        others = sorted(math.dist(point, other) for j, other in enumerate(real.tolist()) if j != i)
+        covered += min(math.dist(point, s) for s in samples.tolist()) <= others[k - 1]
+    assert evaluation.coverage(real, samples, k) == pytest.approx(covered / 60) and 0 < covered < 60
+
+
+def test_coverage_sees_what_is_missing():
+    real = torch.randn(200, 4, generator=seeded())
+    real[100:] += 50
+    assert evaluation.coverage(real, real) == 1
+    assert evaluation.coverage(real, real[:100]) == 0.5  # one of two clusters is never written
+    assert evaluation.coverage(real, real[:1].repeat(200, 1)) < 0.1  # one picture, again and again
+    for k in (0, 200):
+        with pytest.raises(ValueError, match=f"k must be in 1…199.*got {k}"):
+            evaluation.coverage(real, real, k)
+
+
+def test_agreement_is_counted_class_by_class():
+    log_probs = torch.eye(10)[torch.tensor([0, 0, 1, 2])].log()
+    labels = torch.tensor([0, 1, 1, 2])
+    shares = evaluation.agreement(log_probs, labels)
+    assert shares[:3].tolist() == [1.0, 0.5, 1.0] and shares[3:].isnan().all()
+
+
+def test_bayes_classes_are_those_with_the_highest_likelihood(transformer):
+    codes = torch.randint(64, (9, 7, 7), generator=seeded())
+    guess = evaluation.bayes_classes(transformer, codes, batch_size=4)
+    for picture, label in zip(codes, guess, strict=True):
+        scores = [log_likelihood(transformer, picture[None], torch.tensor([c])).item() for c in range(10)]
+        assert scores.index(max(scores)) == label
+    assert len(guess.unique()) > 1

@@ -1,4 +1,4 @@
-"""Measuring: reconstruction error, codebook use, likelihood, nearest neighbours. Used by training and notebooks.
+"""Measuring: reconstruction error, codebook use, likelihood, samples. Used by training, the scorecard and notebooks.
 
 Errors of pictures are on the [0, 1] scale, whatever the networks' [-1, 1]: an MSE here is a quarter of the MSE there.
 """
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from vqlib.data import to_images
-from vqlib.sampling import code_log_probs
+from vqlib.sampling import code_log_probs, log_likelihood
 from vqlib.tokens import CODES_PER_IMAGE, GRID, encode_pixels, perplexity, usage
 
 
@@ -21,7 +21,7 @@ def mse(images, others):
 
 def psnr(mean_squared_error):
     """Peak signal-to-noise ratio in dB, of an MSE on the [0, 1] scale."""
-    return -10 * math.log10(mean_squared_error)
+    return -10 * math.log10(mean_squared_error) if mean_squared_error > 0 else math.inf
 
 
 def reconstruct(vqvae, codes, batch_size=500):
@@ -69,6 +69,54 @@ def nearest_neighbours(images, pixels, batch_size=5000):
         index = torch.where(near < best, at + i, index)
         best = torch.minimum(near, best)
     return index, best
+
+
+# --- samples: fidelity, diversity, and what the Transformer knows of classes (notebook 05) ---------------------------
+
+
+def frechet_distance(features, others):
+    """Fréchet distance of two sets of features, each taken as one Gaussian (Heusel et al., arXiv 1706.08500): a float.
+
+    |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½), of (N, D) and (M, D) float. Comparable only between figures of the same
+    features and the same numbers of pictures.
+    """
+    a, b = features.double(), others.double()
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a covariance takes at least 2 pictures, got {len(a)} and {len(b)}")
+    c, d = (x.T @ x / (len(x) - 1) for x in (a - a.mean(0), b - b.mean(0)))
+    values, vectors = torch.linalg.eigh(c)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T          # C₁^½; C₁C₂ and C₁^½ C₂ C₁^½ share eigenvalues
+    cross = torch.linalg.eigvalsh(root @ d @ root).clamp(min=0).sqrt().sum()
+    return ((a.mean(0) - b.mean(0)).pow(2).sum() + c.trace() + d.trace() - 2 * cross).item()
+
+
+def coverage(real, samples, k=5):
+    """Share of real pictures that have a sample among their near ones (Naeem et al., arXiv 2002.09797, eq. 4).
+
+    Near: not farther than the k-th nearest other real picture. real (N, D), samples (M, D) float features; a float in
+    [0, 1]. Grows with M: compare equal numbers.
+    """
+    if not 1 <= k < len(real):
+        raise ValueError(f"k must be in 1…{len(real) - 1}, below the number of real pictures; got {k}")
+    near = [torch.cdist(part, real).kthvalue(k + 1).values for part in real.split(2000)]  # itself is the first
+    least = [torch.cdist(part, samples).min(1).values for part in real.split(2000)]
+    return (torch.cat(least) <= torch.cat(near)).float().mean().item()
+
+
+def agreement(log_probs, labels):
+    """How often a classifier sees the class that was asked for: (N, 10), (N,) -> a (10,) float32 share by class."""
+    right = (log_probs.argmax(1) == labels).float()
+    return torch.stack([right[labels == label].mean() for label in range(10)])
+
+
+def bayes_classes(transformer, codes, batch_size=500):
+    """Which class explains a picture's codes best: argmax of log p(codes | class), all classes equally likely before.
+
+    (N, 7, 7) int64 -> (N,) int64. The Transformer as a classifier, by Bayes' rule.
+    """
+    scores = [torch.cat([log_likelihood(transformer, part, torch.full((len(part),), label)).cpu()
+                         for part in codes.split(batch_size)]) for label in range(10)]
+    return torch.stack(scores, 1).argmax(1)
 
 
 # --- what 294 bits buy without learning (notebook 01) ----------------------------------------------------------------
