@@ -206,3 +206,21 @@ def distributions(probabilities, titles, x_label="code", y_label="probability"):
         axis.set(title=title, xlabel=x_label)
     axes[0, 0].set_ylabel(y_label)
     return figure
+
+
+def trade(points):
+    """Agreement against coverage as the knobs turn: a list of {"temperature", "guidance", "agreement", "coverage"}."""
+    figure, axes = _figure(6.4, 3.4)
+    lines = {("no guidance, by temperature", "temperature"): [point for point in points if point["guidance"] == 1]}
+    for temperature in sorted({point["temperature"] for point in points if point["guidance"] != 1}):
+        lines[f"T = {temperature:g}, by guidance", "guidance"] = [p for p in points if p["temperature"] == temperature]
+    for (name, knob), line in lines.items():
+        line = sorted(line, key=lambda point: point[knob])
+        x, y = ([point[key] for point in line] for key in ("coverage", "agreement"))
+        axes[0, 0].plot(x, y, marker="o", label=name)
+        for point, at in zip(line, zip(x, y, strict=True), strict=True):
+            axes[0, 0].annotate(f"{point[knob]:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes[0, 0].set(xlabel="coverage: share of real pictures with a sample near them",
+                   ylabel="agreement with the class asked for")
+    axes[0, 0].legend()
+    return figure

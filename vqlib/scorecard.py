@@ -1,0 +1,197 @@
+"""The scorecard: one command that scores a trained pair, prints at most ten rows and writes everything as JSON.
+
+    python -m vqlib.scorecard                          # the reader's own pair, or the shipped one; into runs/
+    python -m vqlib.scorecard --seed-run runs/seed     # with the seed's recipe beside it, trained there before
+
+The test set is for this command alone: whatever is chosen is chosen on other pictures. The chart of knobs, from which
+the recommended guidance was chosen, compares with training pictures.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vqlib import checkpoints, data, evaluation, training
+from vqlib.classifier import accuracy, judge
+from vqlib.sampling import sample
+from vqlib.tokens import NUM_CLASSES, Histogram, encode_pixels
+
+GUIDANCE = 2.0       # recommended, from the chart
+KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0), f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE)}
+CHART = ([(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)] + [(0.8, w) for w in (1.5, 2.0, 3.0, 5.0)]
+         + [(1.0, w) for w in (1.5, 2.0)])  # (temperature, guidance)
+
+
+def balanced(dataset, n):
+    """The first n / 10 pictures of each class, in the data set's own order: nothing chosen."""
+    return dataset.subset(torch.cat([(dataset.labels == c).nonzero()[:n // 10, 0] for c in range(NUM_CLASSES)]))
+
+
+def write(transformer, n, temperature, guidance, batch_size=500, progress=False, seed=0):
+    """n samples, the classes in turn, one seed for all, none chosen: (n, 7, 7) codes on the CPU and (n,) labels."""
+    labels, generator = torch.arange(n) % NUM_CLASSES, torch.Generator().manual_seed(seed)
+    parts = tqdm(labels.split(batch_size), desc=f"sampling at {temperature:g}, guidance {guidance:g}",
+                 disable=not progress)
+    return torch.cat([sample(transformer, part, temperature, guidance=guidance, generator=generator).cpu()
+                      for part in parts]), labels
+
+
+class Referee:
+    """What the samples of all generators are compared with: real pictures, and the judge's features of them."""
+
+    def __init__(self, classifier, train, test, score=training.SCORE, progress=False):
+        self.classifier, self.train, self.test, self.score, self.progress = classifier, train, test, score, progress
+        _, self.features = judge(classifier, data.to_images(test.pixels))
+
+    def measure(self, images, labels, score=True, nearest=True):
+        """Figures of any set of pictures of known class, a dict of plain numbers.
+
+        images: (N, 1, 28, 28) float in [-1, 1], labels: (N,). fid, coverage: against the test pictures. agreement:
+        how often the judge sees the class. classification_accuracy_score: of a classifier trained on these pictures
+        alone, on the test pictures (Ravuri and Vinyals, arXiv 1905.10887). nearest: the mean over 1,000 of them of the
+        MSE to the nearest training picture, and the least.
+        """
+        log_probs, features = judge(self.classifier, images)
+        by_class = evaluation.agreement(log_probs, labels)
+        figures = {"pictures": len(images), "fid": evaluation.frechet_distance(features, self.features),
+                   "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
+                   "agreement_by_class": [round(x, 4) for x in by_class.tolist()],
+                   "coverage": evaluation.coverage(self.features[:len(images)], features)}
+        if score:
+            pictures = data.Dataset(data.to_pixels(images), labels, "samples")
+            model = training.train_classifier(self.score, pictures, progress=self.progress)
+            figures["classification_accuracy_score"] = accuracy(model, self.test)
+        if nearest:
+            _, distance = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
+            figures |= {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item()}
+        return figures
+
+    def references(self):
+        """Real training pictures, as many as there are test pictures, measured as if they were samples."""
+        real = balanced(self.train, len(self.test))
+        shuffled = real.subset(torch.randperm(len(real), generator=torch.Generator().manual_seed(0)))
+        figures = self.measure(data.to_images(shuffled.pixels), shuffled.labels, nearest=False)
+        _, distance = evaluation.nearest_neighbours(data.to_images(self.test.pixels[:1000]), self.train.pixels)
+        return figures | {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item(),
+                          "judge_accuracy": accuracy(self.classifier, self.test)}
+
+
+def score_pair(vqvae, transformer, referee, n=10_000, knobs=KNOBS, bayes=2000):
+    """All figures of a tokenizer and the Transformer that learned its codes: a dict, as it goes into the JSON."""
+    test = referee.test
+    codes = encode_pixels(vqvae, test.pixels)
+    reconstructions = evaluation.reconstruct(vqvae, codes)
+    few = balanced(test, bayes)
+    guess = evaluation.bayes_classes(transformer, encode_pixels(vqvae, few.pixels))
+    figures = {"tokenizer": evaluation.evaluate_vqvae(vqvae, test),
+               "reconstructions": referee.measure(reconstructions, test.labels),
+               "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
+               "bayes_accuracy": (guess == few.labels).float().mean().item(), "bayes_pictures": len(few), "samples": {}}
+    for name, (temperature, guidance) in knobs.items():
+        if guidance != 1 and not transformer.info["recipe"].get("drop_class"):
+            continue
+        began = time.perf_counter()
+        codes, labels = write(transformer, n, temperature, guidance, progress=referee.progress)
+        seconds = time.perf_counter() - began
+        figures["samples"][name] = referee.measure(evaluation.reconstruct(vqvae, codes), labels) | {
+            "temperature": temperature, "guidance": guidance, "seconds": round(seconds, 1)}
+    return figures
+
+
+def score_naive(vqvae, referee, n=10_000):
+    """The generators that know nothing: uniform codes, and each position drawn alone from its class's histogram."""
+    codes, labels = encode_pixels(vqvae, referee.train.pixels), torch.arange(n) % NUM_CLASSES
+    test_codes, generator = encode_pixels(vqvae, referee.test.pixels), torch.Generator().manual_seed(0)
+    histogram = Histogram.fit(codes, referee.train.labels)
+    uniform = Histogram(torch.full_like(histogram.log_probs, 1 / 64).log())
+    return {name: {"likelihood": {"nats_per_code": model.nats_per_code(test_codes, referee.test.labels)},
+                   "samples": {"T = 1": referee.measure(
+                       evaluation.reconstruct(vqvae, model.sample(labels, generator)), labels)}}
+            for name, model in (("uniform codes", uniform), ("histogram per class and position", histogram))}
+
+
+def chart(vqvae, transformer, classifier, train, n=2000, points=CHART, progress=False):
+    """Agreement against coverage over temperature and guidance, beside n training pictures: a list of dicts."""
+    real, rows = balanced(train, n), []
+    _, features = judge(classifier, data.to_images(real.pixels))
+    for temperature, guidance in points:
+        codes, labels = write(transformer, n, temperature, guidance, progress=progress, seed=1)
+        log_probs, made = judge(classifier, evaluation.reconstruct(vqvae, codes))
+        rows.append({"temperature": temperature, "guidance": guidance,
+                     "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
+                     "coverage": evaluation.coverage(features, made),
+                     "fid": evaluation.frechet_distance(made, features)})
+    return rows
+
+
+def table(card):
+    """The card as Markdown, a column a generator: at most ten rows."""
+    real, columns = card["real pictures"], {k: v for k, v in card["generators"].items()}
+    plain, _, guided = KNOBS
+
+    def cell(figures, *keys, form="{:.3f}", missing="–"):
+        for key in keys:
+            figures = figures.get(key) if isinstance(figures, dict) else None
+        return missing if figures is None else form.format(figures)
+
+    def row(name, real_value, *keys, form="{:.3f}"):
+        return [name, real_value, *(cell(v, *keys, form=form) for v in columns.values())]
+
+    percent, cool = "{:.1%}", "T = 0.8"
+    rows = [
+        row("MSE, pixels in [0, 1]", "0", "tokenizer", "mse", form="{:.5f}"),
+        row("perplexity of the codes, of 64", "–", "tokenizer", "perplexity", form="{:.1f}"),
+        row("FID of reconstructions ¹", cell(real, "fid", form="{:.2f}"), "reconstructions", "fid", form="{:.2f}"),
+        row("nats per code ²", "–", "likelihood", "nats_per_code"),
+        row("class by Bayes' rule", cell(real, "judge_accuracy", form=percent), "bayes_accuracy", form=percent),
+        row("FID of samples, T = 1", cell(real, "fid", form="{:.2f}"), "samples", plain, "fid", form="{:.2f}"),
+        row("class agreement, T = 0.8", cell(real, "judge_accuracy", form=percent), "samples", cool, "agreement",
+            form=percent),
+        row(f"the same, guidance {GUIDANCE:g}", "–", "samples", guided, "agreement", form=percent),
+        row("coverage, T = 1", cell(real, "coverage", form=percent), "samples", plain, "coverage", form=percent),
+        row("classification accuracy score, T = 1", cell(real, "classification_accuracy_score", form=percent),
+            "samples", plain, "classification_accuracy_score", form=percent),
+    ]
+    head = ["| test set, 10,000 pictures |", " real |", *(f" {name} |" for name in columns)]
+    return "\n".join(["".join(head), "|" + " --- |" * (len(columns) + 2)]
+                     + ["| " + " | ".join(line) + " |" for line in rows])
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description="Score a trained pair on the test "
+                                     "set: print a table, write all figures as JSON.")
+    parser.add_argument("--seed-run", type=Path, help="folder of a run of `python -m vqlib.training all --recipe "
+                        "seed`, to score beside it")
+    parser.add_argument("--out", type=Path, help="default: scorecard.json in the runs folder")
+    parser.add_argument("--sample", action="store_true", help="a quick look: the embedded sample, 500 samples")
+    options = parser.parse_args(arguments)
+    out = options.out or checkpoints.runs_folder() / "scorecard.json"
+    train, test = (data.load(split, sample=options.sample) for split in ("train", "test"))
+    n, few = len(test), len(test) // 5
+    vqvae, transformer = checkpoints.load_vqvae(), checkpoints.load_transformer()
+    classifier = checkpoints.load_classifier("judge")
+    began = time.perf_counter()
+    referee = Referee(classifier, train, test, progress=True)
+    card = {"command": "python -m vqlib.scorecard", "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
+            "real pictures": referee.references(),
+            "generators": {"ours": score_pair(vqvae, transformer, referee, n, bayes=few)}}
+    if options.seed_run:
+        pair = (checkpoints.load_vqvae(options.seed_run / "vqvae.safetensors"),)
+        pair += (checkpoints.load_transformer(options.seed_run / "transformer.safetensors", vqvae=pair[0]),)
+        card["generators"]["seed's recipe"] = score_pair(*pair, referee, n, bayes=few)
+    card["generators"] |= score_naive(vqvae, referee, n)
+    card["chart"] = chart(vqvae, transformer, classifier, train, few, progress=True)
+    card["seconds"] = round(time.perf_counter() - began)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(card))
+    print(f"all figures: {out}")
+
+
+if __name__ == "__main__":
+    main()
