@@ -51,8 +51,12 @@ def vqvae(images):
 
 @pytest.fixture
 def transformer():
+    return lively_transformer()
+
+
+def lively_transformer(qk_norm=False):
     """A small Transformer in float64, with weights so large that attention and logits are far from uniform."""
-    model = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2)).double()
+    model = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, qk_norm=qk_norm)).double()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "norm" not in name:

@@ -3,12 +3,27 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import lively_transformer
 
 from vqlib.transformer import Cache, Transformer, TransformerConfig, causal_mask
 
 
 def tokens_of(B=3, T=50, seed=0):
     return torch.randint(75, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "qk_norm"])
+def transformer(request):
+    return lively_transformer(request.param)
+
+
+def test_with_qk_norm_queries_and_keys_have_the_length_of_the_root_of_their_dimension():
+    plain, normed = (lively_transformer(qk_norm).blocks[0].attention for qk_norm in (False, True))
+    x = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 100
+    for ours, theirs in zip(normed.queries_keys_values(x)[:2], plain.queries_keys_values(x)[:2], strict=True):
+        assert ours.shape == (2, 4, 9, 8) and (ours.norm(dim=-1) - 8 ** 0.5).abs().max() < 1e-6
+        assert (ours - theirs * 8 ** 0.5 / theirs.norm(dim=-1, keepdim=True)).abs().max() < 1e-6
+    assert torch.equal(normed.queries_keys_values(x)[2], plain.queries_keys_values(x)[2])  # values are left alone
 
 
 # --- causality -------------------------------------------------------------------------------------------------------
@@ -115,7 +130,8 @@ def test_the_model_by_hand_from_its_attention_maps_is_the_model(transformer):
     assert (logits - transformer(tokens)).abs().max() < 1e-10
 
 
-def test_queries_are_compared_with_keys_over_the_root_of_the_dimension(transformer):
+def test_queries_are_compared_with_keys_over_the_root_of_the_dimension():
+    transformer = lively_transformer()
     tokens, block = tokens_of(), transformer.blocks[0]
     normed = block.norm1(transformer.embed(tokens))
     query, key, _ = block.attention.qkv(normed).reshape(3, 50, 3, 4, 8).unbind(2)

@@ -75,18 +75,19 @@ SEED_VQVAE = VQVAERecipe(name="seed", epochs=10, batch_size=64, learning_rate=1e
                          schedule="drop", drop_epoch=5, drop_factor=0.3)
 SEED_TRANSFORMER = TransformerRecipe(name="seed", epochs=1, batch_size=128, learning_rate=3e-4)
 
-# Ours. Stage 1 was chosen on validation pictures; stage 2 is a first attempt, not yet compared on them.
+# Ours. Chosen on 5,000 pictures held out of the training set; tests/benchmarks compares the choices.
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine",
                          warmup_steps=200, model=VQVAEConfig(ema=True), beta=1.0,
                          kmeans_init=True, revive_below=0.33)
-BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, batch_size=128, learning_rate=1e-3, schedule="cosine",
-                                     warmup_steps=100, weight_decay=0.1, betas=(0.9, 0.95))
+BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, batch_size=64, learning_rate=1e-3, schedule="cosine",
+                                     warmup_steps=200, weight_decay=0.1, betas=(0.9, 0.95), drop_class=0.1,
+                                     model=TransformerConfig(dropout=0.0, qk_norm=True))
 
 # The judges of samples. SCORE is for few pictures: the classification accuracy score trains one on 10,000 samples.
 JUDGE = ClassifierRecipe(name="judge", epochs=8, batch_size=128, learning_rate=2e-3, schedule="cosine",
                          warmup_steps=100, weight_decay=0.05)
 CRITIC = dataclasses.replace(JUDGE, name="critic", seed=1)
-SCORE = dataclasses.replace(JUDGE, name="score", epochs=12)
+SCORE = dataclasses.replace(JUDGE, name="score", epochs=10)
 RECIPES = {"seed": (SEED_VQVAE, SEED_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
 
 

@@ -22,6 +22,7 @@ class TransformerConfig:
     n_layers: int = 8
     context: int = 152    # the seed's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
     dropout: float = 0.1
+    qk_norm: bool = False  # True: queries and keys of length √d, so that no logit of attention can run away
 
 
 class Cache:
@@ -45,17 +46,27 @@ class Cache:
 
 
 class CausalSelfAttention(nn.Module):
-    """softmax(QKᵀ/√d + mask) V in ``n_heads`` heads; no token sees a later one (section 3.2)."""
+    """softmax(QKᵀ/√d + mask) V in ``n_heads`` heads; no token sees a later one (section 3.2).
+
+    With ``qk_norm``, each head's queries and keys are normalised first (Henry et al., arXiv 2010.04245).
+    """
 
     def __init__(self, config, layer):
         super().__init__()
         self.layer, self.n_heads, self.dropout = layer, config.n_heads, config.dropout
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
+        size = config.d_model // config.n_heads
+        self.norm_q, self.norm_k = (nn.RMSNorm(size) if config.qk_norm else nn.Identity() for _ in range(2))
+
+    def queries_keys_values(self, x):
+        """(B, T, C) -> three times (B, heads, T, C / heads)."""
+        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.n_heads)
+        return self.norm_q(q), self.norm_k(k), v
 
     def forward(self, x, cache=None):
-        B, T, C = x.shape
-        q, k, v = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.n_heads)
+        T = x.shape[1]
+        q, k, v = self.queries_keys_values(x)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
@@ -68,7 +79,7 @@ class CausalSelfAttention(nn.Module):
 
     def weights(self, x):
         """The attention itself, for looking at: (B, T, C) -> (B, heads, T, T) rows that sum to 1."""
-        q, k, _ = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.n_heads)
+        q, k, _ = self.queries_keys_values(x)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         return scores.masked_fill(~causal_mask(x.shape[1], x.shape[1], x.device), -torch.inf).softmax(-1)
 

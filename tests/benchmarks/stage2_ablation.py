@@ -1,0 +1,49 @@
+"""What each choice of stage 2 buys at an equal budget: half a pass over the 55,000 training sequences, one seed.
+
+    python -m vqlib.training vqvae --holdout              # first: a tokenizer that never saw the validation pictures
+    python tests/benchmarks/stage2_ablation.py            # then this: an hour or more on two cores
+    python tests/benchmarks/stage2_ablation.py --only seed best --pictures 2000     # a fast try
+
+Scored on the 5,000 validation pictures; the test set is never touched. Each run is kept in the runs folder, so that a
+script that was killed goes on where it was.
+"""
+
+import argparse
+import dataclasses
+
+from vqlib import checkpoints, data, training
+from vqlib.training import BEST_TRANSFORMER, SEED_TRANSFORMER
+from vqlib.transformer import TransformerConfig
+
+BASE = dataclasses.replace(BEST_TRANSFORMER, epochs=1, drop_class=0.0, warmup_steps=43)
+PLAIN = TransformerConfig(dropout=0.0)
+VARIANTS = {
+    "seed": SEED_TRANSFORMER,
+    "dropout, batch 128": dataclasses.replace(BASE, batch_size=128, warmup_steps=21, model=TransformerConfig()),
+    "no dropout, batch 64": dataclasses.replace(BASE, model=PLAIN),
+    "constant rate": dataclasses.replace(BASE, model=PLAIN, schedule="constant"),
+    "rate 2e-3": dataclasses.replace(BASE, model=PLAIN, learning_rate=2e-3),
+    "QK-norm": BASE,
+    "QK-norm, any class in a tenth": dataclasses.replace(BASE, drop_class=0.1),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--pictures", type=int, default=27_500, help="how many pictures each variant sees, once")
+    options = parser.parse_args()
+    folder = checkpoints.runs_folder() / "holdout"
+    vqvae = checkpoints.load_vqvae(folder / "vqvae.safetensors")
+    train, validation = data.split_validation(data.load("train"))
+    train = train.subset(slice(0, options.pictures))
+    print("| stage 2, half a pass | nats per code, validation | seconds |\n| --- | --- | --- |")
+    for name in options.only:
+        recipe = dataclasses.replace(VARIANTS[name], name=name)
+        path = folder / "stage2" / f"{'-'.join(name.replace(',', '').split())}.safetensors"
+        history = training.train_transformer(recipe, vqvae, train, validation, path=path).info["history"]
+        print(f"| {name} | {history['epochs'][-1]['nats_per_code']:.4f} | {history['seconds']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
