@@ -45,6 +45,7 @@ CASES = {
     "class_code_map": (torch.rand(10, 64),),
     "receptive_field": (torch.rand(28, 28), (3, 3)),
     "distributions": ([torch.rand(64)], ["T = 1"]),
+    "trade": ([{"temperature": 1.0, "guidance": 1.0, "agreement": 0.9, "coverage": 0.8}],),
 }
 
 
@@ -68,3 +69,12 @@ def test_bars_are_sorted_and_a_dead_code_is_drawn_as_such():
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.7, 0.2, 0.1]
     codebook = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
     assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), codebook, "toy").axes[0].get_title()
+
+
+def test_the_trade_has_a_line_for_each_knob_and_the_unguided_point_begins_the_guided_line():
+    points = [{"temperature": t, "guidance": w, "agreement": w / 10, "coverage": t}
+              for t, w in ((1.0, 1.0), (0.5, 1.0), (1.0, 3.0), (1.0, 2.0))]
+    lines = plots.trade(points).axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["no guidance, by temperature", "T = 1, by guidance"]
+    assert [list(line.get_xdata()) for line in lines] == [[0.5, 1.0], [1.0, 1.0, 1.0]]
+    assert list(lines[1].get_ydata()) == [0.1, 0.2, 0.3]

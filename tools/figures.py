@@ -1,29 +1,23 @@
-"""Print the README's table of results, from the headers of the shipped files: each figure is of the run that made them.
+"""Print the README's tables of results: the scorecard's, and the time that training took.
 
     python tools/figures.py
 """
 
-from vqlib import checkpoints
+from vqlib import checkpoints, scorecard
 
 
-def table():
-    """The table as Markdown: the seed's recipe beside the shipped weights'."""
+def times():
+    """Minutes of training, as Markdown: from the headers of the shipped files."""
     seed = checkpoints.load_seed_record()
-    vqvae, transformer = checkpoints.load_vqvae(shipped=True).info, checkpoints.load_transformer(shipped=True).info
-    columns = [(seed["vqvae"], seed["transformer"]), (vqvae, transformer)]
-    rows = [
-        ("test MSE, pixels in [0, 1]", [f"{v['test']['mse']:.5f}" for v, _ in columns]),
-        ("PSNR", [f"{v['test']['psnr']:.2f} dB" for v, _ in columns]),
-        ("codes used of 64", [f"{v['test']['codes_used']}" for v, _ in columns]),
-        ("perplexity of the codes", [f"{v['test']['perplexity']:.1f}" for v, _ in columns]),
-        ("test nats per code ¹", [f"{t['test']['nats_per_code']:.3f}" for _, t in columns]),
-        ("bits per picture ¹", [f"{t['test']['bits_per_picture']:.0f}" for _, t in columns]),
-        ("training, VQ-VAE ²", [f"{v['history']['seconds'] / 60:.0f} min" for v, _ in columns]),
-        ("training, Transformer ²", [f"{t['history']['seconds'] / 60:.0f} min" for _, t in columns]),
-    ]
-    head = ["| 10,000 test pictures | the seed's recipe | ours, shipped |", "| --- | --- | --- |"]
-    return "\n".join(head + [f"| {name} | {' | '.join(values)} |" for name, values in rows])
+    ours = {"vqvae": checkpoints.load_vqvae(shipped=True), "transformer": checkpoints.load_transformer(shipped=True)}
+    rows = ["| training, minutes on two cores ³ | ours | seed's recipe |", "| --- | --- | --- |"]
+    for stage, name in (("vqvae", "VQ-VAE"), ("transformer", "Transformer")):
+        minutes = [f"{run['history']['seconds'] / 60:.0f}" for run in (ours[stage].info, seed[stage])]
+        rows.append(f"| {name} | {' | '.join(minutes)} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(scorecard.table(checkpoints.load_scorecard()))
+    print()
+    print(times())

@@ -180,6 +180,9 @@ def main(arguments=None):
             "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
             "real pictures": referee.references(),
             "generators": {"ours": score_pair(vqvae, transformer, referee, n, bayes=few)}}
+    seed = checkpoints.load_seed_record()  # figures of its two stages; its weights are not kept
+    card["generators"]["seed's recipe"] = {"tokenizer": seed["vqvae"]["test"],
+                                           "likelihood": seed["transformer"]["test"]}
     if options.seed_run:
         pair = (checkpoints.load_vqvae(options.seed_run / "vqvae.safetensors"),)
         pair += (checkpoints.load_transformer(options.seed_run / "transformer.safetensors", vqvae=pair[0]),)
