@@ -65,6 +65,7 @@ def test_a_pair_is_scored_on_all_counts(referee, vqvae, transformer):
     knobs = {"T = 1": (1.0, 1.0), "guided": (0.8, 2.0)}
     figures = scorecard.score_pair(vqvae, transformer, referee, n=20, knobs=knobs, bayes=20)
     assert figures["tokenizer"] == evaluation.evaluate_vqvae(vqvae, referee.test)
+    assert "classification_accuracy_score" not in figures["reconstructions"]  # a classifier would train on the test set
     assert set(figures["samples"]) == set(knobs) and figures["samples"]["guided"]["guidance"] == 2.0
     assert 0 <= figures["bayes_accuracy"] <= 1 and figures["bayes_pictures"] == 20
     transformer.info = {"recipe": {}}  # the seed's: no guidance

@@ -88,7 +88,7 @@ def score_pair(vqvae, transformer, referee, n=10_000, knobs=KNOBS, bayes=2000):
     few = balanced(test, bayes)
     guess = evaluation.bayes_classes(transformer, encode_pixels(vqvae, few.pixels))
     figures = {"tokenizer": evaluation.evaluate_vqvae(vqvae, test),
-               "reconstructions": referee.measure(reconstructions, test.labels),
+               "reconstructions": referee.measure(reconstructions, test.labels, score=False),  # they are the test set
                "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
                "bayes_accuracy": (guess == few.labels).float().mean().item(), "bayes_pictures": len(few), "samples": {}}
     for name, (temperature, guidance) in knobs.items():
