@@ -36,6 +36,9 @@ class Toy(nn.Module):
             cache.length += tokens.shape[1]
         return rows.expand(len(tokens), *rows.shape)
 
+    def stepper(self):
+        return lambda tokens, cache: self(tokens[:, None], cache)[:, -1]
+
 
 def table(seed=0, scale=1.5, same=False):
     """Random logits, with class and end tokens far likelier than any code."""
@@ -138,9 +141,21 @@ def test_seed_defect_4_only_codes_stand_in_a_picture(knobs):
     assert torch.equal(codes, sample(Toy(without), LABELS, generator=seeded(), **knobs))
 
 
-def test_seed_defect_9_with_the_cache_each_step_feeds_one_token(transformer):
-    widths = []
-    transformer.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))
+def fed(transformer, monkeypatch, dimension):
+    """A list that grows by the length of this dimension of the tokens, each time the Transformer is fed."""
+    sizes, make = [], transformer.stepper
+
+    def stepper():
+        step = make()
+        return lambda tokens, cache: sizes.append(tokens[:, None].shape[dimension]) or step(tokens, cache)
+
+    monkeypatch.setattr(transformer, "stepper", stepper)
+    transformer.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[dimension]))
+    return sizes
+
+
+def test_seed_defect_9_with_the_cache_each_step_feeds_one_token(transformer, monkeypatch):
+    widths = fed(transformer, monkeypatch, 1)
     codes = sample(transformer, LABELS, generator=seeded())
     assert widths == [1] * 49
     widths.clear()
@@ -234,9 +249,8 @@ def test_guidance_agrees_with_a_slow_loop(transformer, guidance, use_cache):
     assert torch.equal(codes.flatten(1), expected)
 
 
-def test_guidance_of_one_is_off_and_costs_nothing(transformer):
-    rows = []
-    transformer.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+def test_guidance_of_one_is_off_and_costs_nothing(transformer, monkeypatch):
+    rows = fed(transformer, monkeypatch, 0)
     plain, off, on = (sample(transformer, LABELS, generator=seeded(), **knobs)
                       for knobs in ({}, {"guidance": 1}, {"guidance": 3.0}))
     assert torch.equal(plain, off) and not torch.equal(plain, on)

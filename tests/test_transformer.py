@@ -84,6 +84,22 @@ def test_a_cache_is_filled_as_far_as_it_says(transformer):
     assert (cache.keys[..., :4, :].abs().amax(-1) > 0).all() and (cache.keys[..., 4:, :] == 0).all()
 
 
+@torch.no_grad()
+def test_the_fast_step_is_the_cached_forward(transformer):
+    torch.manual_seed(0)
+    for name, parameter in transformer.named_parameters():
+        if "norm" in name or "bias" in name:  # else all ones and zeros: a weight left out would not show
+            parameter.add_(torch.randn(parameter.shape, dtype=parameter.dtype) * 0.3)
+    tokens = tokens_of()
+    step, cache, plain = transformer.stepper(), transformer.new_cache(3, 50), transformer(tokens)
+    transformer(tokens[:, :4], cache)
+    for t in range(4, 50):
+        assert (step(tokens[:, t], cache) - plain[:, t]).abs().max() < 1e-9
+        assert cache.length == t + 1
+    with pytest.raises(ValueError, match="do not fit"):
+        step(tokens[:, 0], cache)
+
+
 def test_a_full_cache_refuses_more_tokens(transformer):
     cache = transformer.new_cache(3, 5)
     transformer(tokens_of(T=4), cache)

@@ -91,16 +91,20 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
             start = torch.cat([start, torch.full_like(start, END_TOKEN)])
         rows = len(start) // N
         cache = transformer.new_cache(len(start), CODES_PER_IMAGE) if use_cache else None
-        new = torch.cat([start, codes[:, :P].repeat(rows, 1)], dim=1)  # what the model hasn't seen yet
+        step = transformer.stepper() if use_cache else None
+        seen = torch.cat([start, codes[:, :P].repeat(rows, 1)], dim=1)
         for t in range(P, CODES_PER_IMAGE):
-            logits = transformer(new, cache)[:, -1, :NUM_CODES]   # only codes stand at code positions
+            if use_cache and t > P:
+                logits = step(seen[:, -1], cache)
+            else:
+                logits = transformer(seen, cache)[:, -1]
+            logits = logits[:, :NUM_CODES]  # only codes stand at code positions
             if guided:
                 cond, uncond = logits.chunk(2)
                 logits = uncond + guidance * (cond - uncond)
             logits = filter_logits(logits, temperature, top_k, top_p)
             codes[:, t] = (logits + temperature * noise[:, t]).argmax(-1)
-            written = codes[:, t:t + 1] if use_cache else codes[:, :t + 1]
-            new = written.repeat(rows, 1) if use_cache else torch.cat([start, written.repeat(rows, 1)], dim=1)
+            seen = torch.cat([seen, codes[:, t:t + 1].repeat(rows, 1)], dim=1)
     finally:
         transformer.train(was_training)
     return codes.reshape(N, GRID, GRID)

@@ -171,3 +171,47 @@ class Transformer(nn.Module):
         """An empty `Cache` on this model's device, with room for ``length`` tokens."""
         weight = self.head.weight
         return Cache(self.config, batch_size, length, weight.device, weight.dtype)
+
+    def stepper(self):
+        """A `Stepper`: the fast way to feed one token at a time."""
+        return Stepper(self)
+
+
+class Stepper:
+    """What ``transformer(tokens[:, None], cache)`` does, faster for a few rows: one more token, no cost for structure.
+
+    With 8 rows on a CPU a step waits for the weights to arrive from memory and for the calls around its small products.
+    So each matrix is laid out once as the product reads it, and the layers are written out flat. Holds copies of the
+    weights: make it after training, for one use.
+    """
+
+    def __init__(self, transformer):
+        self.model = transformer
+        self.layers = []
+        for block in transformer.blocks:
+            attention, up, down = block.attention, block.mlp[0], block.mlp[2]
+            gains = (getattr(norm, "weight", None) for norm in (attention.norm_q, attention.norm_k))  # None: no QK-norm
+            self.layers.append((*_parameters(block.norm1), *_parameters(attention.qkv), *gains,
+                                *_parameters(attention.out), *_parameters(block.norm2), *_parameters(up),
+                                *_parameters(down)))
+
+    def __call__(self, tokens, cache):
+        """(B,) int64 tokens, one after those in the `Cache` -> (B, 75) logits of the next; the cache grows by one."""
+        model, config, B, t = self.model, self.model.config, len(tokens), cache.length
+        C, size = (config.d_model,), (config.d_model // config.n_heads,)
+        x = model.embed(tokens[:, None], cache)[:, 0]
+        for layer, weights in enumerate(self.layers):
+            g1, b1, Wqkv, bqkv, gq, gk, Wout, bout, g2, b2, Wup, bup, Wdown, bdown = weights
+            q, k, v = torch.addmm(bqkv, F.layer_norm(x, C, g1, b1), Wqkv).view(B, 3, config.n_heads, 1, -1).unbind(1)
+            if config.qk_norm:
+                q, k = F.rms_norm(q, size, gq), F.rms_norm(k, size, gk)
+            y = F.scaled_dot_product_attention(q, *cache.append(layer, k, v))
+            x = x + torch.addmm(bout, y.view(B, -1), Wout)
+            h = F.gelu(torch.addmm(bup, F.layer_norm(x, C, g2, b2), Wup), approximate="tanh")
+            x = x + torch.addmm(bdown, h, Wdown)
+        cache.length = t + 1
+        return model.head(model.norm(x))
+
+
+def _parameters(layer):
+    return (layer.weight.t().contiguous() if layer.weight.ndim == 2 else layer.weight), layer.bias
