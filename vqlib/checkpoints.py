@@ -78,7 +78,7 @@ def read(path, kind):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"there is no {path}. {_remedy(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -97,7 +97,8 @@ def read(path, kind):
 def _remedy(path):
     if path.parent == SHIPPED:
         return "Restore it with `git checkout vqlib/weights`, or install the package again."
-    return "Delete it and train again (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)."
+    first = "Delete it and train again" if path.exists() else "Train first"
+    return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)."
 
 
 def _digest(tensors, text=""):

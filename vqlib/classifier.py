@@ -46,11 +46,11 @@ def judge(classifier, images, batch_size=500):
     images: (N, 1, 28, 28) float in [-1, 1]. Returns log p(class | picture) (N, 10), ≤ 0, and features (N, 128), ≥ 0,
     both float32 on the CPU.
     """
-    device, was_training = next(classifier.parameters()).device, classifier.training
+    weight, was_training = next(classifier.parameters()), classifier.training
     classifier.eval()
     try:
-        features = torch.cat([classifier.body(part.to(device)).float() for part in images.split(batch_size)])
-        return classifier.head(features).log_softmax(-1).cpu(), features.cpu()
+        features = torch.cat([classifier.body(part.to(weight)) for part in images.split(batch_size)])
+        return classifier.head(features).float().log_softmax(-1).cpu(), features.float().cpu()
     finally:
         classifier.train(was_training)
 
