@@ -24,6 +24,7 @@ from vqlib.vqvae import GRID, VectorQuantizer, VQVAEConfig
 
 DENSITY = 2  # pixels of the PNG for each pixel on the page
 CELL = SIZE // GRID  # a code's own 4×4 pixels
+NONE = (44, 44, 52)
 GROUND, TEXT, FAINT, MARK, RIGHT, WRONG = "#1b1b1f", "#eceff1", "#9aa4ad", COLOURS[4], "#7fd1ae", "#ff9e80"
 
 
@@ -176,10 +177,11 @@ class Sheet:
         self.image.paste(tile.resize(size, Image.Resampling.NEAREST), (DENSITY * x, DENSITY * y))
 
     def numbers(self, x, y, values, top, unit, codes=()):
-        """A heat map of (7, 7) values, 0 … top, in cells of ``unit`` pixels, with the codes written into the first."""
+        """A heat map of (7, 7) values, 0 … top (NaN: none), in cells of ``unit`` pixels, with codes in the first."""
         share = (values / max(float(top), 1e-9)).clamp(0, 1)
-        colours = matplotlib.colormaps["viridis"](share.numpy(), bytes=True)[..., :3]
-        self.picture(x, y, torch.from_numpy(colours.copy()), unit)
+        colours = torch.from_numpy(matplotlib.colormaps["viridis"](share.numpy(), bytes=True)[..., :3].copy())
+        colours[values.isnan()] = torch.tensor(NONE, dtype=torch.uint8)
+        self.picture(x, y, colours, unit)
         for index, code in enumerate(torch.as_tensor(codes).tolist()):
             row, column = divmod(index, GRID)
             self.text(x + unit * (column + 0.5), y + unit * (row + 0.5), str(code),
@@ -200,7 +202,7 @@ def png_size(png):
     return tuple(side // DENSITY for side in Image.open(io.BytesIO(png)).size)
 
 
-def draw_strip(strip, label, columns=8, zoom=3):
+def draw_strip(strip, label, columns=4, zoom=4):
     """A `Strip` as PNG: under each picture its nats per code and what the judge sees, green where it was asked for."""
     size, n = SIZE * zoom, len(strip.images)
     sheet = Sheet(min(n, columns) * (size + 6) + 6, -(-n // columns) * (size + 36) + 6)
@@ -224,12 +226,13 @@ def draw_trace(trace, t, layer, head, vqvae, zoom=6):
     sheet.text(xs[0], 4, f"{t} of 49 codes written")
     sheet.picture(xs[0], y, torch.where(bright, shown, (shown + 1) * 0.3 - 1), zoom)
     sheet.text(xs[1], 4, f"entropy: {trace.entropy[:t].sum():.0f} nats so far")
-    sheet.numbers(xs[1], y, trace.entropy.reshape(GRID, GRID) * written, trace.entropy.max(), cell, trace.codes[:t])
+    entropy = trace.entropy.reshape(GRID, GRID).masked_fill(~written, torch.nan)
+    sheet.numbers(xs[1], y, entropy, trace.entropy.max(), cell, trace.codes[:t])
     if t < CODES_PER_IMAGE:
         weights = trace.attention[layer, head, t]
         sheet.text(xs[2], 4, f"attention; the class gets {weights[0]:.0%}")
-        seen = F.pad(weights[1:], (0, 1)).reshape(GRID, GRID)
-        sheet.numbers(xs[2], y, seen, seen.max(), cell)
+        seen = F.pad(weights[1:], (0, 1)).reshape(GRID, GRID).masked_fill(~written, torch.nan)
+        sheet.numbers(xs[2], y, seen, weights.max(), cell)
         for x in xs:
             sheet.box(x + t % GRID * cell, y + t // GRID * cell, cell, cell)
         _draw_candidates(sheet, trace, t, vqvae, xs[0], y + side + 14)

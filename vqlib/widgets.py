@@ -93,7 +93,7 @@ class Panel:
 class SamplingStudio(Panel):
     """Sample one class live. The noise is held fixed for a seed, so that a knob changes only what that knob does."""
 
-    def _build(self, transformer=None, vqvae=None, judge=None, critic=None, label=6, n=6, seed=0):
+    def _build(self, transformer=None, vqvae=None, judge=None, critic=None, label=6, n=4, seed=0):
         self._models(transformer, vqvae)
         self.judge = judge if judge is not None else checkpoints.load_classifier("judge")
         self.critic = critic if critic is not None else checkpoints.load_classifier("critic")
