@@ -45,6 +45,7 @@ CASES = {
     "class_code_map": (torch.rand(10, 64),),
     "receptive_field": (torch.rand(28, 28), (3, 3)),
     "distributions": ([torch.rand(64)], ["T = 1"]),
+    "seeds": ({"plain": {"mse": [0.2, 0.3]}}, {"mse": "MSE"}),
     "trade": ([{"temperature": 1.0, "guidance": 1.0, "agreement": 0.9, "coverage": 0.8}],),
 }
 
@@ -78,3 +79,11 @@ def test_the_trade_has_a_line_for_each_knob_and_the_unguided_point_begins_the_gu
     assert [line.get_label() for line in lines] == ["no guidance, by temperature", "T = 1, by guidance"]
     assert [list(line.get_xdata()) for line in lines] == [[0.5, 1.0], [1.0, 1.0, 1.0]]
     assert list(lines[1].get_ydata()) == [0.1, 0.2, 0.3]
+
+
+def test_seeds_shows_each_seed_and_their_mean():
+    figure = plots.seeds({"a": {"mse": [0.1, 0.3]}, "b": {"mse": [0.5]}}, {"mse": "MSE"}, scales={"mse": 10})
+    dots_a, mean_a, dots_b, mean_b = figure.axes[0].get_lines()
+    assert list(dots_a.get_xdata()) == [1, 3] and list(mean_a.get_xdata()) == [2, 2]
+    assert list(dots_b.get_xdata()) == [5] and list(mean_b.get_xdata()) == [5, 5]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]

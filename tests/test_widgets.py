@@ -153,7 +153,7 @@ def test_editor_a_click_on_a_cell_and_on_a_code_changes_one_code(editor):
     assert changed == [[2, 2]] and editor.codes[2, 2] == code
     assert editor.style.value != style and editor.image.value != image
     assert f"{editor.prefix}-code-{code} {{outline" in editor.style.value
-    assert "1 codes changed" in editor.status.value
+    assert "1 code changed" in editor.status.value
     now = sampling.log_likelihood(editor.transformer, editor.codes[None], editor.labels).item()
     assert f"{now:.1f} nats" in editor.status.value
     editor.reset.click()

@@ -208,6 +208,22 @@ def distributions(probabilities, titles, x_label="code", y_label="probability"):
     return figure
 
 
+def seeds(variants, labels, scales=None):
+    """Variants as rows, a dot for each seed, a line at their mean: {variant: {key: [values]}}, {key: axis label}.
+
+    scales: {key: factor} by which values are multiplied.
+    """
+    figure, axes = _figure(3.2 * len(labels) + 1.6, 0.26 * len(variants) + 0.8, 1, len(labels), sharey=True)
+    for axis, (key, label) in zip(axes[0], labels.items(), strict=True):
+        for y, results in enumerate(variants.values()):
+            values = np.asarray(results[key]) * (scales or {}).get(key, 1)
+            axis.plot(values, np.full(len(values), y), "o", color=COLOURS[0], alpha=0.7, markersize=5)
+            axis.plot([values.mean()] * 2, [y - 0.35, y + 0.35], color=COLOURS[1], linewidth=2)
+        axis.set(xlabel=label, yticks=range(len(variants)), yticklabels=list(variants))
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
 def trade(points):
     """Agreement against coverage as the knobs turn: a list of {"temperature", "guidance", "agreement", "coverage"}."""
     figure, axes = _figure(6.4, 3.4)

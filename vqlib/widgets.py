@@ -26,7 +26,7 @@ _number = itertools.count()
 
 
 def _slider(kind, description, value, **options):
-    return kind(value=value, description=description, style={"description_width": "95px"},
+    return kind(value=value, description=description, style={"description_width": "105px"},
                 layout=W.Layout(width="380px", max_width="98%"), **options)
 
 
@@ -74,7 +74,7 @@ class Panel:
     def _show(self, png):
         width, height = compute.png_size(png)
         if self.image.layout.width != f"{width}px":
-            self.image.layout.width, self.image.layout.max_width = f"{width}px", "100%"
+            self.image.layout.width, self.image.layout.max_width = f"{width}px", "calc(100% - 4px)"
         self.image.value = png
 
     def _models(self, transformer, vqvae):
@@ -111,7 +111,8 @@ class SamplingStudio(Panel):
                       self.draws, self.seed)
         self._on_click(self.save, self._save)
         self.widget.children = [self.label, self.temperature,
-                                _more(self.guidance, self.top_k, self.top_p, self.n, self.draws, seed_row, self.save),
+                                _more(self.guidance, self.top_k, self.top_p, self.n, self.draws, seed_row,
+                                      _row(self.save)),
                                 self.image, self.status]
         return self._update()
 
@@ -282,7 +283,7 @@ class CodeEditor(Panel):
             f".{self.prefix}-{name}-{marked} {{outline: 3px solid {compute.MARK}; outline-offset: -3px; z-index: 1}}"
             for name, (png, marked) in grounds.items()) + "</style>"
         changed = int((self.codes != self.original).sum())
-        return (f"{data.CLASS_NAMES[int(self.labels)]}, {changed} codes changed: log-likelihood "
+        return (f"{data.CLASS_NAMES[int(self.labels)]}, {changed} code{'s' * (changed != 1)} changed: log-likelihood "
                 f"{-surprise.sum():.1f} nats, before {-self.before:.1f}")
 
 
@@ -322,7 +323,7 @@ class QuantizerWalk(Panel):
         self.play = W.Play(value=0, min=0, max=self.STEPS, interval=200, description="play")
         self.step = _slider(W.IntSlider, "step", 0, min=0, max=self.STEPS)
         self.start = W.Dropdown(description="codes start", options=compute.STARTS,
-                                style={"description_width": "95px"}, layout=W.Layout(width="300px"))
+                                style={"description_width": "105px"}, layout=W.Layout(width="300px"))
         self.revive = _slider(W.FloatSlider, "revive below", 0.0, min=0.0, max=0.5, step=0.05)
         self.K = _slider(W.IntSlider, "K, codes", K, min=2, max=16)
         self.decay = _slider(W.FloatSlider, "decay", 0.9, min=0.5, max=0.99, step=0.01)

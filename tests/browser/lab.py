@@ -1,0 +1,136 @@
+"""JupyterLab in headless Chromium: what the browser test and the latency benchmark share."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def browser_path():
+    """Where Chromium or Chrome is, or None."""
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
+@contextlib.contextmanager
+def server(folder, fast=True):
+    """A JupyterLab of this environment on a copy of the notebooks, with settings of its own: its address and process.
+
+    folder: an empty one, where all that it writes goes. fast: whether the notebooks run at the tests' speed.
+    """
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    for name, setting in {"notebook-extension/tracker": {"windowingMode": "none"},  # keep cells that are out of sight
+                          "apputils-extension/notification": {"fetchNews": "false"}}.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(setting))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    env = {key: value for key, value in os.environ.items() if key != "VQLIB_DATA"} | own | {
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython"),
+        "VQLIB_RUNS": str(folder / "runs"), **({"VQLIB_FAST": "1"} if fast else {})}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+               "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+               f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    with open(folder / "server.log", "wb") as log:
+        process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/api/status", timeout=5).read()
+                break
+            if process.poll() is not None:
+                raise RuntimeError(f"JupyterLab ended:\n{(folder / 'server.log').read_text()[-3000:]}")
+            time.sleep(0.25)
+        yield address, process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@contextlib.contextmanager
+def page(address, width=1280, height=1000):
+    """A page of a headless browser, with ``page.complaints``: errors of the page and of its console, as they come."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.complaints = []
+        page.route(lambda url: not url.startswith((address, "blob:", "data:")),  # the badge: as if there were a network
+                   lambda route: route.fulfill(status=200, content_type="image/svg+xml", body="<svg/>"))
+        page.on("pageerror", lambda error: page.complaints.append(f"page: {error}"))
+        page.on("console", lambda message: page.complaints.append(f"console: {message.text}")
+                if message.type == "error" else None)
+        yield page
+        browser.close()
+
+
+def run_all(page, address, name, timeout_s=300):
+    """Open a notebook, run all its cells, and wait until the kernel has done so."""
+    notebook = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))
+    cells = [cell["cell_type"] for cell in notebook["cells"]]
+    page.goto(f"{address}/lab/tree/{name}", timeout=60_000)
+    page.locator(".jp-Notebook .jp-Cell").nth(len(cells) - 1).wait_for(state="attached", timeout=60_000)
+    page.locator(".jp-StatusBar-Widget", has_text="Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    page.locator(".lm-MenuBar-item", has_text="Run").click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt")
+    last, count, started = prompts.nth(cells.count("code") - 1), cells.count("code"), False
+    deadline = time.time() + timeout_s
+    while time.time() < deadline:
+        shown = last.inner_text().strip()
+        started = started or shown == "[*]:"
+        if started and shown == f"[{count}]:":
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{name} did not end within {timeout_s} s; its last cell shows {shown!r}")
+
+
+def panel(page, code):
+    """The output of the cell that begins with this code."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=code)).first
+    output = cell.locator(".jp-OutputArea-output .lm-Widget.jupyter-widgets").first
+    output.scroll_into_view_if_needed()
+    return output
+
+
+def handle(panel, label):
+    """The knob of the slider with this description, for the keyboard."""
+    slider = panel.locator(".widget-slider").filter(has=panel.page.locator(f'.widget-label:text-is("{label}")')).first
+    return slider.locator(".noUi-handle")
+
+
+def picture(panel):
+    """The panel's picture."""
+    return panel.locator("img.widget-image").first
+
+
+def changing(panel, act):
+    """Do something, wait for another picture: a change of its bytes gives it another address. Returns the seconds."""
+    image = picture(panel)
+    before, began = image.get_attribute("src"), time.perf_counter()
+    act()
+    panel.page.wait_for_function("([element, before]) => element.src !== before",
+                                 arg=[image.element_handle(), before], polling="raf", timeout=30_000)
+    return time.perf_counter() - began
+
+
+def press(panel, label, key):
+    """Focus a slider, press a key, wait for another picture; returns the seconds from the key on."""
+    handle(panel, label).focus()
+    return changing(panel, lambda: panel.page.keyboard.press(key))
