@@ -1,0 +1,29 @@
+"""Draw notebooks/panels.png, the README's picture of two panels: notebook 05 in JupyterLab, in headless Chromium.
+
+    python tools/make_panels.py
+"""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "browser"))
+import lab  # noqa: E402
+
+with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, _), lab.page(address) as page:
+    lab.run_all(page, address, "05_sampling.ipynb")
+    writing, editor = (lab.panel(page, code) for code in ("writing = widgets", "editor = widgets"))
+    lab.changing(editor, editor.locator(".widget-gridbox").first.locator("button").nth(24).click)
+    lab.changing(editor, editor.locator(".widget-gridbox").nth(1).locator("button").nth(28).click)  # a black one
+    shots = [Image.open(io.BytesIO(panel.screenshot())).convert("RGB") for panel in (writing, editor)]
+shots = [shot.crop((0, 0, 740, shot.height)) for shot in shots]
+sheet = Image.new("RGB", (740, sum(shot.height for shot in shots) + 24), "white")
+sheet.paste(shots[0], (0, 0))
+sheet.paste(shots[1], (0, shots[0].height + 24))
+path = ROOT / "notebooks" / "panels.png"
+sheet.quantize(128).save(path, optimize=True)
+print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
