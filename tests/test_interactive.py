@@ -9,6 +9,7 @@ from PIL import Image
 
 from vqlib import data, interactive, sampling
 from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VectorQuantizer, VQVAEConfig
 
 
@@ -83,6 +84,7 @@ def test_a_trace_is_what_the_transformer_saw_at_each_choice(transformer, vqvae, 
             attention = transformer.attention_maps(tokens)[:, 0, :, -1]
         expected = (logits / temperature).softmax(-1) if temperature else torch.eye(64)[logits.argmax()]
         assert torch.allclose(trace.probabilities[t].double(), expected.double(), atol=1e-5)
+        assert torch.equal(trace.ranking[t], logits.argsort(descending=True))
         assert trace.entropy[t].item() == pytest.approx(-sum(p * torch.tensor(p).log().item()
                                                              for p in expected.tolist() if p > 0), abs=1e-4)
         assert torch.allclose(trace.attention[:, :, t, :t + 1].double(), attention, atol=1e-5)
@@ -91,6 +93,16 @@ def test_a_trace_is_what_the_transformer_saw_at_each_choice(transformer, vqvae, 
         assert torch.equal(trace.stages[t].flatten()[t:], usual[4].flatten()[t:])
     assert torch.allclose(trace.pictures, vqvae.decode(trace.stages))
     assert torch.allclose(trace.pictures[49], vqvae.decode(codes)[0])
+
+
+def test_a_trace_is_of_the_transformer_without_dropout_whatever_its_mode(vqvae):
+    torch.manual_seed(0)
+    transformer = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, dropout=0.5)).double()
+    usual = torch.zeros(10, 7, 7, dtype=torch.int64)
+    expected = interactive.trace(transformer.eval(), vqvae, usual, 4)
+    trace = interactive.trace(transformer.train(), vqvae, usual, 4)
+    assert transformer.training and torch.equal(trace.codes, expected.codes)
+    assert torch.equal(trace.probabilities, expected.probabilities) and torch.equal(trace.attention, expected.attention)
 
 
 def test_variants_change_one_code(vqvae):
@@ -155,6 +167,22 @@ def test_codes_that_start_to_one_side_die_and_revival_or_kmeans_cure_it():
     assert used(points, interactive.quantizer_walk(points, start="k-means").codebooks[0]) == 8
 
 
+def test_a_walk_refuses_what_it_cannot_do_and_leaves_the_readers_generator_alone():
+    points = points_in_the_plane()
+    with pytest.raises(ValueError, match="start must be one of .*k-means"):
+        interactive.quantizer_walk(points, start="kmeans")
+    with pytest.raises(ValueError, match="at most the number of points, 200"):
+        interactive.quantizer_walk(points, K=201)
+    before = torch.get_rng_state()
+    interactive.quantizer_walk(points, revive_below=0.3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_choosing_needs_a_critic(transformer, vqvae):
+    with pytest.raises(ValueError, match="2 of 8 pictures needs a critic"):
+        interactive.write_strip(transformer, vqvae, a_classifier(1), 3, n=2, draws=4)
+
+
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
@@ -201,11 +229,22 @@ def test_an_unwritten_cell_is_dimmed(transformer, vqvae):
     assert shown(20, 5) == pytest.approx(0.3 * values[20, 5].item(), abs=1)
 
 
-def test_a_walks_sheet_says_how_many_codes_are_in_use_by_its_crosses():
-    points = points_in_the_plane()
-    walk = interactive.quantizer_walk(points)
-    dead = (255, 158, 128)
-    assert dead in colours(interactive.draw_walk(points, walk, 60))
-    cured = interactive.quantizer_walk(points, start="k-means")
-    assert dead not in colours(interactive.draw_walk(points, cured, 60))
-    assert len({interactive.png_size(interactive.draw_walk(points, walk, step)) for step in (0, 1, 60)}) == 1
+def test_a_walks_sheet_marks_used_codes_black_and_dead_ones_white_where_they_lie():
+    points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    walk = interactive.Walk(torch.tensor([[[0.0, 0.0], [1.0, 1.0], [3.0, 4.0]]]), torch.zeros(1, dtype=torch.int64))
+    png = interactive.draw_walk(points, walk, 0)
+    picture, unit = opened(png), 380 / 4.4  # the plane from -0.2 to 4.2
+    for (x, y), colour in (((0, 0), 0), ((1, 1), 0), ((3, 4), 255)):
+        at = (round(2 * (x + 0.2) * unit), round(2 * (404 - (y + 0.2) * unit)))
+        assert picture.getpixel(at) == (colour,) * 3
+    assert interactive.png_size(png) == (380, 404)
+
+
+def test_the_drawn_code_is_framed_though_it_was_unlikely(transformer, vqvae):
+    trace = interactive.trace(transformer, vqvae, torch.zeros(10, 7, 7, dtype=torch.int64), 4, temperature=3.0)
+    ranks = [(trace.ranking[t] == trace.codes[t]).nonzero().item() for t in range(49)]
+    t = max(range(49), key=ranks.__getitem__)
+    assert ranks[t] >= 10
+    picture = opened(interactive.draw_trace(trace, t, 0, 0, vqvae))
+    left, top = 16 + 9 * 52, 22 + 168 + 14 + 20  # the tenth candidate
+    assert picture.getpixel((2 * left + 1, 2 * top + 1)) == (0xE6, 0x9F, 0x00)

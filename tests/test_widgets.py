@@ -72,13 +72,22 @@ def test_studio_saves_without_overwriting(studio, tmp_path, monkeypatch):
         studio.save.click()
         no_error(studio)
     saved = sorted(tmp_path.iterdir())
-    assert [path.name for path in saved] == ["shirt-T0.8-seed0-2.png", "shirt-T0.8-seed0.png"]
+    assert [path.name for path in saved] == ["shirt-temperature0.8-seed0-2.png", "shirt-temperature0.8-seed0.png"]
     assert all(path.read_bytes() == studio.image.value for path in saved)
     assert str(saved[0]) in studio.status.value
-    studio.label.value = 0  # "T-shirt/top": no folder of that name
+    studio.label.value, studio.guidance.value, studio.draws.value = 0, 2.0, 2  # "T-shirt/top": no folder of that name
     studio.save.click()
     no_error(studio)
-    assert (tmp_path / "t-shirt-top-T0.8-seed0.png").is_file()
+    assert (tmp_path / "t-shirt-top-temperature0.8-guidance2-seed0-best-of-2.png").is_file()
+
+
+def test_studio_says_that_greedy_pictures_are_all_alike(studio):
+    studio.temperature.value = 0.0
+    no_error(studio)
+    assert "all are the same" in studio.status.value
+    before = studio.image.value
+    studio.seed.value = 5
+    assert studio.image.value == before
 
 
 def test_an_error_is_shown_in_words_kept_and_forgotten(studio):
@@ -86,7 +95,7 @@ def test_an_error_is_shown_in_words_kept_and_forgotten(studio):
     studio.vqvae = None
     studio.temperature.value = 1.0
     assert isinstance(studio.error, AttributeError) and "AttributeError" in studio.status.value
-    assert studio.image.value == before
+    assert studio.image.value == before and "from before" in studio.status.value
     studio.vqvae = vqvae
     studio.temperature.value = 0.8
     no_error(studio)
@@ -123,9 +132,9 @@ def test_token_by_token_each_step_shows_another_state_of_the_same_picture(tokens
         shown.add(tokens_panel.image.value)
     assert len(shown) == 50 and tokens_panel.trace is trace  # drawn, not written, anew
     tokens_panel.step.value = 20
-    moves(tokens_panel, "layer", 2)
+    moves(tokens_panel, "layer", 1)
     moves(tokens_panel, "head", 3)
-    assert (tokens_panel.layer.max, tokens_panel.head.max) == (2, 4)
+    assert (tokens_panel.layer.max, tokens_panel.head.max) == (1, 3)
 
 
 def test_play_and_slider_are_tied_in_the_front_end(tokens_panel):
@@ -183,14 +192,17 @@ def test_editor_resamples_what_comes_after_the_cell(editor):
     editor.cell.value = 48
     editor.resample.click()  # nothing comes after the last
     no_error(editor)
-    assert torch.equal(editor.codes.flatten(), results[-1])
+    assert torch.equal(editor.codes.flatten(), results[-1]) and "nothing comes after" in editor.status.value
+    editor.graft.click()
+    no_error(editor)
+    assert torch.equal(editor.codes.flatten(), results[-1]) and "no row below" in editor.status.value
 
 
 def test_editor_grafts_the_rows_below(editor):
     original = editor.codes.clone()
-    before = editor.second.value
+    before, status = editor.second.value, editor.status.value
     editor.other.value = 123
-    assert editor.second.value != before
+    assert editor.second.value != before and editor.status.value == status
     editor.cell.value = 16  # in row 2
     editor.graft.click()
     no_error(editor)
@@ -222,7 +234,7 @@ def test_completion_with_all_rows_given_is_the_copy(pair):
     panel.rows.value = 7
     no_error(panel)
     picture = Image.open(io.BytesIO(panel.image.value))
-    copy, first, second = (picture.crop((2 * (6 + 90 * i), 12, 2 * (90 + 90 * i), 180)) for i in (1, 2, 3))
+    copy, first, second = (picture.crop((2 * (6 + 118 * i), 12, 2 * (118 + 118 * i), 236)) for i in (1, 2, 3))
     assert copy.tobytes() == first.tobytes() == second.tobytes()
 
 

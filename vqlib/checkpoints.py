@@ -195,6 +195,15 @@ def load_scorecard():
     return json.loads((SHIPPED / "scorecard.json").read_text(encoding="utf-8"))
 
 
+def load_ablation(collapse=False):
+    """What each trick of stage 1 bought, or what cures a collapse: {variant: {figure: [a value for each seed]}}.
+
+    As `python tests/benchmarks/stage1_ablation.py --summary FILE` wrote it, with ``--collapse`` for the second.
+    """
+    name = "collapse.json" if collapse else "ablation.json"
+    return json.loads((SHIPPED / name).read_text(encoding="utf-8"))
+
+
 def describe(model):
     """Which weights these are, in words, for a notebook to print."""
     name = f"recipe {model.info['recipe']['name']!r}"

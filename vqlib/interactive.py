@@ -1,6 +1,6 @@
 """What the panels of `vqlib.widgets` compute and draw: pure functions, from tensors to PNG bytes. No front end needed.
 
-Pictures are enlarged by whole pixels, and drawn at twice the size at which they are shown: sharp on dense screens too.
+Pictures are enlarged by whole pixels, at twice the size at which a wide page shows them: sharp on dense screens too.
 Text stands on the pictures' own dark ground, so it is readable in light and dark themes alike.
 """
 
@@ -45,7 +45,10 @@ def write_strip(transformer, vqvae, judge_model, label, n=6, seed=0, critic=None
     """Write ``draws · n`` pictures of class ``label`` and keep the n that the critic likes best: a `Strip`.
 
     knobs are those of `sampling.sample`. With draws = 1 nothing is chosen, and the critic may be None.
+    Raises ValueError where there is something to choose and no critic.
     """
+    if draws > 1 and critic is None:
+        raise ValueError(f"choosing {n} of {draws * n} pictures needs a critic: checkpoints.load_classifier('critic')")
     labels = torch.full((draws * n,), label)
     codes = sample(transformer, labels, generator=seeded(seed), **knobs)
     images = vqvae.decode(codes)
@@ -74,7 +77,8 @@ class Trace(NamedTuple):
 
     label: int
     codes: torch.Tensor          # (49,) int64
-    probabilities: torch.Tensor  # (49, 64) float: of the choice t, at the temperature asked for
+    ranking: torch.Tensor        # (49, 64) int64: the codes for choice t, likeliest first
+    probabilities: torch.Tensor  # (49, 64) float: of choice t, at the temperature asked for
     entropy: torch.Tensor        # (49,) float, nats: of that distribution
     attention: torch.Tensor      # (layers, heads, 49, 49) float: choice t's weights on the class and codes 0…t-1
     stages: torch.Tensor         # (50, 7, 7) int64: after t codes; the cells not yet written hold the usual codes
@@ -87,7 +91,12 @@ def trace(transformer, vqvae, usual, label, temperature=0.8, seed=0):
     labels = torch.tensor([label])
     codes = sample(transformer, labels, temperature=temperature, generator=seeded(seed))
     tokens = to_sequences(codes, labels.to(codes.device))[:, :-2]  # class and 48 codes: what the 49 choices saw
-    logits = transformer(tokens)[0, :, :NUM_CODES].float().cpu()
+    was_training = transformer.training
+    transformer.eval()
+    try:
+        logits, attention = transformer(tokens)[0, :, :NUM_CODES].float().cpu(), transformer.attention_maps(tokens)
+    finally:
+        transformer.train(was_training)
     if temperature == 0:
         probabilities = F.one_hot(logits.argmax(-1), NUM_CODES).float()
     else:
@@ -95,9 +104,8 @@ def trace(transformer, vqvae, usual, label, temperature=0.8, seed=0):
     entropy = -torch.special.xlogy(probabilities, probabilities).sum(-1)
     written = torch.arange(CODES_PER_IMAGE) < torch.arange(CODES_PER_IMAGE + 1)[:, None]  # (50, 49)
     stages = torch.where(written, codes.cpu().flatten(), usual[label].flatten()).reshape(-1, GRID, GRID)
-    return Trace(label, codes[0].flatten().cpu(), probabilities, entropy,
-                 transformer.attention_maps(tokens)[:, 0].float().cpu(), stages,
-                 vqvae.decode(stages.to(codes.device)).cpu())
+    return Trace(label, codes[0].flatten().cpu(), logits.argsort(descending=True), probabilities, entropy,
+                 attention[:, 0].float().cpu(), stages, vqvae.decode(stages.to(codes.device)).cpu())
 
 
 def variants(vqvae, codes, cell, candidates):
@@ -131,9 +139,16 @@ STARTS = ("to one side", "random points", "k-means")
 
 
 def quantizer_walk(points, K=8, start="to one side", decay=0.9, revive_below=0.0, steps=60, seed=0):
-    """A quantizer's moving-average steps on points (N, D): a `Walk`. start: one of `STARTS`."""
+    """A quantizer's moving-average steps on points (N, D): a `Walk`.
+
+    Raises ValueError where start is none of `STARTS`, or where there are more codes than points.
+    """
+    if start not in STARTS or K > len(points):
+        raise ValueError(f"start must be one of {STARTS}, and K at most the number of points, {len(points)}; "
+                         f"got {start!r} and K = {K}")
     D, generator = points.shape[1], seeded(seed)
-    quantizer = VectorQuantizer(VQVAEConfig(num_codes=K, code_dim=D, ema=True))
+    with torch.random.fork_rng(devices=[]):  # what it draws for a start is replaced below
+        quantizer = VectorQuantizer(VQVAEConfig(num_codes=K, code_dim=D, ema=True))
     if start == "k-means":
         quantizer.init_from(points, generator)
     else:
@@ -165,8 +180,9 @@ class Sheet:
         self.image = Image.new("RGB", (DENSITY * width, DENSITY * height), GROUND)
         self.draw = ImageDraw.Draw(self.image)
 
-    def text(self, x, y, text, colour=TEXT, size=11, anchor="la"):
-        self.draw.text((DENSITY * x, DENSITY * y), text, fill=colour, font=_font(DENSITY * size), anchor=anchor)
+    def text(self, x, y, text, colour=TEXT, size=11, anchor="la", edge=None):
+        self.draw.text((DENSITY * x, DENSITY * y), text, fill=colour, font=_font(DENSITY * size), anchor=anchor,
+                       stroke_width=DENSITY if edge else 0, stroke_fill=edge)
 
     def picture(self, x, y, values, zoom):
         """values: (H, W) float in [-1, 1], black to white, or (H, W, 3) uint8; each pixel zoom × zoom on the page."""
@@ -177,7 +193,7 @@ class Sheet:
         self.image.paste(tile.resize(size, Image.Resampling.NEAREST), (DENSITY * x, DENSITY * y))
 
     def numbers(self, x, y, values, top, unit, codes=()):
-        """A heat map of (7, 7) values, 0 … top (NaN: none), in cells of ``unit`` pixels, with codes in the first."""
+        """A heat map of (7, 7) values, 0 … top, NaN grey, in cells of ``unit`` pixels; codes are written into them."""
         share = (values / max(float(top), 1e-9)).clamp(0, 1)
         colours = torch.from_numpy(matplotlib.colormaps["viridis"](share.numpy(), bytes=True)[..., :3].copy())
         colours[values.isnan()] = torch.tensor(NONE, dtype=torch.uint8)
@@ -203,13 +219,13 @@ def png_size(png):
 
 
 def draw_strip(strip, label, columns=4, zoom=4):
-    """A `Strip` as PNG: under each picture its nats per code and what the judge sees, green where it was asked for."""
+    """A `Strip` as PNG: under each picture its nats per code and what the judge sees, green where it is right."""
     size, n = SIZE * zoom, len(strip.images)
     sheet = Sheet(min(n, columns) * (size + 6) + 6, -(-n // columns) * (size + 36) + 6)
     for i, (image, nats, verdict) in enumerate(zip(*strip, strict=True)):
         x, y = 6 + i % columns * (size + 6), 6 + i // columns * (size + 36)
         sheet.picture(x, y, image[0], zoom)
-        sheet.text(x + size / 2, y + size + 3, f"{nats:.2f} nats", FAINT, 10, "ma")
+        sheet.text(x + size / 2, y + size + 3, f"{nats:.2f} nats/code", FAINT, 10, "ma")
         sheet.text(x + size / 2, y + size + 17, CLASS_NAMES[verdict], RIGHT if verdict == label else WRONG, 10, "ma")
     return sheet.png()
 
@@ -230,22 +246,26 @@ def draw_trace(trace, t, layer, head, vqvae, zoom=6):
     sheet.numbers(xs[1], y, entropy, trace.entropy.max(), cell, trace.codes[:t])
     if t < CODES_PER_IMAGE:
         weights = trace.attention[layer, head, t]
-        sheet.text(xs[2], 4, f"attention; the class gets {weights[0]:.0%}")
+        sheet.text(xs[2], 4, f"attention: {weights[0]:.0%} on class, yellow {weights.max():.0%}", size=10)
         seen = F.pad(weights[1:], (0, 1)).reshape(GRID, GRID).masked_fill(~written, torch.nan)
         sheet.numbers(xs[2], y, seen, weights.max(), cell)
         for x in xs:
             sheet.box(x + t % GRID * cell, y + t // GRID * cell, cell, cell)
         _draw_candidates(sheet, trace, t, vqvae, xs[0], y + side + 14)
+    else:
+        sheet.text(xs[2], 4, "all is written")
     return sheet.png()
 
 
 def _draw_candidates(sheet, trace, t, vqvae, x, y):
-    """The ten likeliest codes for the next cell: what each would draw there, its number, and how likely it is."""
-    likely = trace.probabilities[t].topk(10)
-    sheet.text(x, y, "the ten likeliest codes for the marked cell, and what each would draw there")
-    crops = crop(variants(vqvae, trace.stages[t], t, likely.indices), t, around=CELL)
-    for i, (patch, code, p) in enumerate(zip(crops, likely.indices.tolist(), likely.values.tolist(), strict=True)):
-        left, chosen = x + i * 52, code == trace.codes[t]
+    """The likeliest codes for the next cell: what each would draw there, its number, and how likely it is."""
+    likely, drawn = trace.ranking[t, :10].clone(), int(trace.codes[t])
+    if drawn not in likely:
+        likely[-1] = drawn
+    sheet.text(x, y, "the likeliest codes for the marked cell, what each would draw there, and (framed) the one drawn")
+    crops = crop(variants(vqvae, trace.stages[t], t, likely), t, around=CELL)
+    for i, (patch, code) in enumerate(zip(crops, likely.tolist(), strict=True)):
+        left, chosen, p = x + i * 52, code == drawn, trace.probabilities[t, code].item()
         sheet.picture(left, y + 20, patch[0], 3)
         sheet.box(left, y + 20, 36, 36, MARK if chosen else GROUND, 2 if chosen else 0)
         sheet.box(left, y + 60, max(1, round(36 * p)), 4, None, 0, MARK)
@@ -256,7 +276,7 @@ def _draw_candidates(sheet, trace, t, vqvae, x, y):
 def draw_surprise(surprise, codes, cell, top, unit=32):
     """How unexpected each code of a picture is, as PNG: (7, 7) nats ≥ 0 on a scale up to ``top``; (7, 7) codes."""
     sheet, (row, column) = Sheet(GRID * unit, GRID * unit + 22), divmod(cell, GRID)
-    sheet.text(4, 4, f"surprise: {surprise.sum():.0f} nats in all")
+    sheet.text(4, 4, f"surprise: {surprise.sum():.0f} nats; yellow: {top:.1f} or more", size=10)
     sheet.numbers(0, 22, surprise, top, unit, codes.flatten())
     sheet.box(unit * column, 22 + unit * row, unit, unit)
     return sheet.png()
@@ -270,36 +290,44 @@ def sprite(images, columns, zoom):
     return sheet.png()
 
 
-def draw_completions(images, rows, names, zoom=3):
-    """Pictures side by side as PNG, each with its name; a line shows how far they were given."""
+def draw_completions(images, rows, names, columns=5, zoom=4):
+    """Pictures in rows as PNG, each with its name; a line shows how far they were given."""
     size = SIZE * zoom
-    sheet = Sheet(len(images) * (size + 6) + 6, size + 26)
+    sheet = Sheet(min(columns, len(images)) * (size + 6) + 6, -(-len(images) // columns) * (size + 22) + 6)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        x = 6 + i * (size + 6)
-        sheet.picture(x, 6, image[0], zoom)
-        sheet.text(x + size / 2, size + 9, name, FAINT, 10, "ma")
+        x, y = 6 + i % columns * (size + 6), 6 + i // columns * (size + 22)
+        sheet.picture(x, y, image[0], zoom)
+        sheet.text(x + size / 2, y + size + 3, name, FAINT, 10, "ma")
         if name not in ("original", "its copy") and 0 < rows < GRID:
-            sheet.box(x, 6 + rows * CELL * zoom - 1, size, 2, MARK, 1)
+            sheet.box(x, y + rows * CELL * zoom - 1, size, 2, MARK, 1)
     return sheet.png()
 
 
 def draw_walk(points, walk, step, size=380):
-    """A `Walk` in the plane as PNG: points (N, 2), ground and points in the colour of their code; codes as crosses."""
+    """A `Walk` in the plane as PNG: points (N, 2), ground and points in the colour of their code.
+
+    Codes are crosses, black where used, white where dead.
+    """
     low, high = points.amin(0), torch.maximum(points.amax(0), walk.codebooks.amax((0, 1)))
     low, span = low - 0.2, (high - low).max().item() + 0.4
     codes, unit, sheet = walk.codebooks[step], size / span, Sheet(size, size + 24)
+
+    def place(positions):
+        """Positions in the plane to pixels of the page, y upwards."""
+        x, y = ((positions - low) * unit).unbind(-1)
+        return zip(x.tolist(), (size + 24 - y).tolist(), strict=True)
+
     axis = (torch.arange(size // 2) + 0.5) * 2 / unit
-    ground = torch.stack(torch.meshgrid(axis, axis, indexing="ij")[::-1], -1) + low  # (y, x, 2)
-    colours = torch.tensor([[int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in COLOURS if c != "#000000"])
-    colours = colours.repeat(-(-len(codes) // len(colours)), 1)
+    ground = torch.stack(torch.meshgrid(axis.flip(0), axis, indexing="ij")[::-1], -1) + low  # (y, x, 2), y upwards
+    colours = torch.from_numpy(matplotlib.colormaps["tab20"](range(len(codes)), bytes=True)[:, :3].copy())
     near = torch.cdist(ground.reshape(-1, 2), codes).argmin(1).reshape(ground.shape[:2])
-    sheet.picture(0, 24, (colours[near] * 0.4).to(torch.uint8), 2)
+    sheet.picture(0, 24, (255 - (255 - colours[near].float()) * 0.4).to(torch.uint8), 2)
     mine = torch.cdist(points, codes).argmin(1)
-    for (x, y), code in zip(((points - low) * unit).tolist(), mine.tolist(), strict=True):
-        sheet.box(x - 1.5, y + 22.5, 3, 3, None, 0, tuple(colours[code].tolist()))
+    for (x, y), code in zip(place(points), mine.tolist(), strict=True):
+        sheet.box(x - 1.5, y - 1.5, 3, 3, None, 0, tuple(colours[code].tolist()))
     used = torch.bincount(mine, minlength=len(codes)) > 0
-    for (x, y), alive in zip(((codes - low) * unit).tolist(), used.tolist(), strict=True):
-        sheet.text(x, y + 24, "✖", "white" if alive else WRONG, 18, "mm")
-    sheet.text(8, 5, f"step {step}: {int(used.sum())} of {len(codes)} codes in use (dead ones in red), "
-                     f"{int(walk.revived[step])} restarts")
+    for (x, y), alive in zip(place(codes), used.tolist(), strict=True):
+        sheet.text(x, y, "✖", *(("black", 18, "mm", "white") if alive else ("white", 18, "mm", "black")))
+    sheet.text(8, 5, f"step {step}: {int(used.sum())} of {len(codes)} codes used (black), the others dead (white); "
+                     f"{int(walk.revived[step])} restarts", size=9)
     return sheet.png()

@@ -20,8 +20,9 @@ from vqlib.classifier import accuracy, judge
 from vqlib.sampling import sample
 from vqlib.tokens import NUM_CLASSES, Histogram, encode_pixels
 
-GUIDANCE = 2.0       # recommended, from the chart
-KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0), f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE)}
+GUIDANCE, MILD = 2.0, 1.5  # recommended, from the chart: at T = 0.8 for clear pictures, at T = 1 for variety
+KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0), f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE),
+         f"T = 1, guidance {MILD:g}": (1.0, MILD)}
 CHART = ([(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)] + [(0.8, w) for w in (1.5, 2.0, 3.0, 5.0)]
          + [(1.0, w) for w in (1.5, 2.0)])  # (temperature, guidance)
 
@@ -29,6 +30,10 @@ CHART = ([(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)] + [(0.8, w) for w in
 def balanced(dataset, n):
     """The first n / 10 pictures of each class, in the data set's own order: nothing chosen."""
     return dataset.subset(torch.cat([(dataset.labels == c).nonzero()[:n // 10, 0] for c in range(NUM_CLASSES)]))
+
+
+def shuffled(dataset):
+    return dataset.subset(torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)))
 
 
 def write(transformer, n, temperature, guidance, batch_size=500, progress=False, seed=0):
@@ -62,19 +67,21 @@ class Referee:
                    "agreement_by_class": [round(x, 4) for x in by_class.tolist()],
                    "coverage": evaluation.coverage(self.features[:len(images)], features)}
         if score:
-            pictures = data.Dataset(data.to_pixels(images), labels, "samples")
-            model = training.train_classifier(self.score, pictures, progress=self.progress)
-            figures["classification_accuracy_score"] = accuracy(model, self.test)
+            figures["classification_accuracy_score"] = self.accuracy_score(images, labels)
         if nearest:
             _, distance = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
             figures |= {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item()}
         return figures
 
+    def accuracy_score(self, images, labels):
+        """Accuracy on the test pictures of a classifier that was trained on these pictures alone."""
+        pictures = data.Dataset(data.to_pixels(images), labels, "samples")
+        return accuracy(training.train_classifier(self.score, pictures, progress=self.progress), self.test)
+
     def references(self):
         """Real training pictures, as many as there are test pictures, measured as if they were samples."""
-        real = balanced(self.train, len(self.test))
-        shuffled = real.subset(torch.randperm(len(real), generator=torch.Generator().manual_seed(0)))
-        figures = self.measure(data.to_images(shuffled.pixels), shuffled.labels, nearest=False)
+        real = shuffled(balanced(self.train, len(self.test)))
+        figures = self.measure(data.to_images(real.pixels), real.labels, nearest=False)
         _, distance = evaluation.nearest_neighbours(data.to_images(self.test.pixels[:1000]), self.train.pixels)
         return figures | {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item(),
                           "judge_accuracy": accuracy(self.classifier, self.test)}
@@ -91,6 +98,10 @@ def score_pair(vqvae, transformer, referee, n=10_000, knobs=KNOBS, bayes=2000):
                "reconstructions": referee.measure(reconstructions, test.labels, score=False),  # they are the test set
                "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
                "bayes_accuracy": (guess == few.labels).float().mean().item(), "bayes_pictures": len(few), "samples": {}}
+    copied = shuffled(balanced(referee.train, n))  # what a classifier can learn from the tokenizer's best
+    copies = evaluation.reconstruct(vqvae, encode_pixels(vqvae, copied.pixels))
+    figures["training_reconstructions"] = {
+        "classification_accuracy_score": referee.accuracy_score(copies, copied.labels)}
     for name, (temperature, guidance) in knobs.items():
         if guidance != 1 and not transformer.info["recipe"].get("drop_class"):
             continue
@@ -133,7 +144,7 @@ def chart(vqvae, transformer, classifier, train, n=2000, points=CHART, progress=
 def table(card):
     """The card as Markdown, a column a generator: at most ten rows."""
     real, columns = card["real pictures"], card["generators"]
-    plain, _, guided = KNOBS
+    plain, _, guided, _ = KNOBS
 
     def cell(figures, *keys, form="{:.3f}", missing="–"):
         for key in keys:

@@ -10,6 +10,7 @@ import html
 import itertools
 import random
 import time
+import uuid
 from pathlib import Path
 
 import ipywidgets as W
@@ -22,7 +23,6 @@ from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES
 from vqlib.vqvae import GRID
 
 CLASSES = [(name, label) for label, name in enumerate(data.CLASS_NAMES)]
-_number = itertools.count()
 
 
 def _slider(kind, description, value, **options):
@@ -59,10 +59,12 @@ class Panel:
         try:
             words = action()
             self.error = None
-            self.status.value = f"{words} · {1000 * (time.perf_counter() - began):.0f} ms"
+            if words is not None:
+                self.status.value = f"{words} · {1000 * (time.perf_counter() - began):.0f} ms"
         except Exception as error:
             self.error = error
-            self.status.value = f"<b>{type(error).__name__}:</b> {html.escape(str(error))}"
+            kept = " (The picture is the one from before.)" if self.image.value else ""
+            self.status.value = f"<b>{type(error).__name__}:</b> {html.escape(str(error))}{kept}"
 
     def _on_move(self, action, *controls):
         for control in controls:
@@ -103,10 +105,10 @@ class SamplingStudio(Panel):
         self.top_k = _slider(W.IntSlider, "top-k (64: all)", NUM_CODES, min=1, max=NUM_CODES)
         self.top_p = _slider(W.FloatSlider, "top-p (1: all)", 1.0, min=0.05, max=1.0, step=0.05)
         self.n = _slider(W.IntSlider, "how many", n, min=1, max=16)
-        self.draws = _slider(W.SelectionSlider, "rerank", 1, options=[("off", 1), ("best half", 2), ("best of 4", 4),
-                                                                    ("best of 8", 8)])
+        self.draws = _slider(W.SelectionSlider, "rerank", 1, options=[("off", 1), ("best half", 2),
+                                                                    ("best quarter", 4), ("best eighth", 8)])
         seed_row = self._seed(seed)
-        self.save = _button("save as PNG", "save", "Write this strip into the notebook's folder")
+        self.save = _button("save as PNG", "save", "Write this strip into the folder that the kernel runs in")
         self._on_move(self._update, self.label, self.temperature, self.guidance, self.top_k, self.top_p, self.n,
                       self.draws, self.seed)
         self._on_click(self.save, self._save)
@@ -122,16 +124,19 @@ class SamplingStudio(Panel):
         strip = compute.write_strip(self.transformer, self.vqvae, self.judge, self.label.value, self.n.value,
                                     self.seed.value, self.critic, self.draws.value, **knobs)
         self._show(compute.draw_strip(strip, self.label.value))
+        name = data.CLASS_NAMES[self.label.value]
+        off = {"guidance": 1, "top_p": 1, "top_k": None}
+        set_knobs = [f"{knob}{value:g}" for knob, value in knobs.items() if off.get(knob) != value]
+        chosen = [f"best-of-{self.draws.value}"] if self.draws.value > 1 else []
+        self.stem = "-".join([name.lower().replace(" ", "-").replace("/", "-"), *set_knobs, f"seed{self.seed.value}",
+                              *chosen])
+        greedy = "; at temperature 0 all are the same, and the seed does nothing" if not self.temperature.value else ""
         right = int((strip.verdicts == self.label.value).sum())
-        return f"the judge sees {data.CLASS_NAMES[self.label.value]} in {right} of {self.n.value}"
+        return f"the judge sees {name} in {right} of {self.n.value}{greedy}"
 
     def _save(self):
-        name = data.CLASS_NAMES[self.label.value].lower().replace(" ", "-").replace("/", "-")
-        stem, path = f"{name}-T{self.temperature.value:g}-seed{self.seed.value}", None
-        for suffix in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
-            path = Path(f"{stem}{suffix}.png")
-            if not path.exists():
-                break
+        names = itertools.chain([self.stem], (f"{self.stem}-{i}" for i in itertools.count(2)))
+        path = next(path for path in (Path(f"{name}.png") for name in names) if not path.exists())
         path.write_bytes(self.image.value)
         return f"saved as {html.escape(str(path.resolve()))}"
 
@@ -147,8 +152,8 @@ class TokenByToken(Panel):
         self.step = _slider(W.IntSlider, "codes written", 0, min=0, max=CODES_PER_IMAGE)
         self.label = _slider(W.SelectionSlider, "class", label, options=CLASSES)
         self.temperature = _slider(W.FloatSlider, "temperature", 0.8, min=0.0, max=2.0, step=0.1)
-        self.layer = _slider(W.IntSlider, "layer", 1, min=1, max=config.n_layers)
-        self.head = _slider(W.IntSlider, "head", 1, min=1, max=config.n_heads)
+        self.layer = _slider(W.IntSlider, "layer", 0, min=0, max=config.n_layers - 1)
+        self.head = _slider(W.IntSlider, "head", 0, min=0, max=config.n_heads - 1)
         seed_row = self._seed(seed)
         self.link = W.jslink((self.play, "value"), (self.step, "value"))
         self._on_move(self._write, self.label, self.temperature, self.seed)
@@ -163,9 +168,10 @@ class TokenByToken(Panel):
         return self._draw()
 
     def _draw(self):
-        self._show(compute.draw_trace(self.trace, self.step.value, self.layer.value - 1, self.head.value - 1,
-                                      self.vqvae))
-        return "dimmed: not yet written, filled with the class's most usual codes"
+        step = self.step.value
+        self._show(compute.draw_trace(self.trace, step, self.layer.value, self.head.value, self.vqvae))
+        return ("all is written" if step == CODES_PER_IMAGE else
+                "dimmed: not yet written, filled with the class's most usual codes")
 
 
 class CodeEditor(Panel):
@@ -181,11 +187,11 @@ class CodeEditor(Panel):
         self.cell = _slider(W.IntSlider, "cell", 24, min=0, max=CODES_PER_IMAGE - 1)
         self.code = _slider(W.IntSlider, "its code", 0, min=0, max=NUM_CODES - 1)
         self.other = _slider(W.IntSlider, "second picture", (number + 10) % (last + 1), min=0, max=last)
-        self.resample = _button("resample from here on", "random", "Let the Transformer write the cells after this one")
+        self.resample = _button("resample from here on", "random", "Write the cells after the marked one anew, T = 0.8")
         self.graft = _button("graft its lower rows", "level-down", "The rows below the marked cell, from this picture")
         self.reset = _button("reset", "undo", "Back to the test picture's own codes")
         self.second = W.Image(format="png", layout=W.Layout(width="56px", height="56px"))
-        self.prefix, self.style, self.seed, self.quiet = f"vq{next(_number)}", W.HTML(), 0, False
+        self.prefix, self.style, self.seed, self.quiet = f"vq{uuid.uuid4().hex[:8]}", W.HTML(), 0, False
         self.cells, grid = self._buttons("cell", GRID, self.UNIT, self.cell)
         self.palette, patches = self._buttons("code", 8, self.PATCH, self.code)
         self._on_move(self._open, self.number)
@@ -218,7 +224,7 @@ class CodeEditor(Panel):
         for name, side, unit in (("cell", GRID, self.UNIT), ("code", 8, self.PATCH)):
             rules.append(f".{self.prefix}-{name} {{background-size: {side * unit}px; image-rendering: pixelated; "
                          f"border: 0; border-radius: 0; box-shadow: inset 0 0 0 0.5px #80808060}}"
-                         f".{self.prefix}-{name}:focus {{outline: 2px dashed #56B4E9; z-index: 2}}")
+                         f".{self.prefix}-{name}:focus {{box-shadow: inset 0 0 0 2px #56B4E9 !important}}")
             rules += [f".{self.prefix}-{name}-{i} {{background-position: -{i % side * unit}px -{i // side * unit}px}}"
                       for i in range(side * side)]
         return f"<style>{''.join(rules)}</style>"
@@ -249,7 +255,7 @@ class CodeEditor(Panel):
 
     def _put(self):
         if self.quiet:
-            return ""
+            return None
         codes = self.codes.flatten().clone()
         codes[self.cell.value] = self.code.value
         self.codes = codes.reshape(GRID, GRID)
@@ -257,9 +263,10 @@ class CodeEditor(Panel):
 
     def _show_second(self):
         self.second.value = compute.sprite(self._image(slice(self.other.value, self.other.value + 1)).cpu(), 1, 2)
-        return "the second picture, for grafting"
 
     def _resample(self):
+        if self.cell.value == CODES_PER_IMAGE - 1:
+            return "nothing comes after the last cell: mark another, then resample"
         self.seed += 1
         prefix = self.codes.flatten()[None, :self.cell.value + 1]
         self.codes = sample(self.transformer, self.labels, prefix=prefix, generator=compute.seeded(self.seed))[0].cpu()
@@ -267,6 +274,8 @@ class CodeEditor(Panel):
 
     def _graft(self):
         below, index = self.cell.value // GRID + 1, slice(self.other.value, self.other.value + 1)
+        if below == GRID:
+            return "there is no row below the last: mark a cell further up, then graft"
         lower = self.vqvae.encode(self._image(index))[0].cpu()[below:]
         self.codes = torch.cat([self.codes[:below], lower])
         return self._select()
@@ -280,7 +289,8 @@ class CodeEditor(Panel):
                    "code": (compute.sprite(compute.crop(candidates, cell), 8, self.PATCH // compute.CELL), chosen)}
         self.style.value = "<style>" + "".join(
             f".{self.prefix}-{name} {{background-image: url(data:image/png;base64,{base64.b64encode(png).decode()})}}"
-            f".{self.prefix}-{name}-{marked} {{outline: 3px solid {compute.MARK}; outline-offset: -3px; z-index: 1}}"
+            f".{self.prefix}-{name}-{marked} {{outline: 3px solid {compute.MARK} !important; "
+            f"outline-offset: -3px}}"
             for name, (png, marked) in grounds.items()) + "</style>"
         changed = int((self.codes != self.original).sum())
         return (f"{data.CLASS_NAMES[int(self.labels)]}, {changed} code{'s' * (changed != 1)} changed: log-likelihood "
@@ -342,4 +352,4 @@ class QuantizerWalk(Panel):
 
     def _draw(self):
         self._show(compute.draw_walk(self.points, self.walk, self.step.value))
-        return "ground: the code that is nearest there"
+        return "points and ground have the colour of their nearest code"

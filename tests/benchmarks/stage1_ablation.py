@@ -212,6 +212,13 @@ def table(variants, done):
     return "\n".join(rows)
 
 
+def summary(variants, done):
+    """The figures that notebook 02 shows: {variant: {figure: [a value for each seed]}}."""
+    return {variant.text + (f", {variant.steps:,} steps" if variant.steps else ""):
+            {figure: [entry["result"][figure] for entry in done[key]] for figure in ("mse", "codes_used", "perplexity")}
+            for key, variant in variants.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--collapse", action="store_true", help="show the codebook that collapses, and its cures")
@@ -221,6 +228,7 @@ def main():
     parser.add_argument("--limit", type=int, default=55_000, help="number of training pictures, for a fast try")
     parser.add_argument("--threads", type=int, help="default: PyTorch's choice")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "stage1_ablation.json")
+    parser.add_argument("--summary", type=Path, help="write what the table shows, as JSON, into this file too")
     options = parser.parse_args()
     variants = COLLAPSE if options.collapse else VARIANTS
     if unknown := set(options.only or []) - set(variants):
@@ -251,6 +259,8 @@ def main():
             os.replace(part, options.out)  # whole or not at all
         done[key].append(entry)
     print(table(variants, done))
+    if options.summary:
+        options.summary.write_text(json.dumps(summary(variants, done), indent=1) + "\n", encoding="utf-8")
     if variants == COLLAPSE:
         print(STORY)
 
