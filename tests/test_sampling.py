@@ -166,6 +166,12 @@ def test_seed_defect_9_with_the_cache_each_step_feeds_one_token(transformer, mon
     assert widths == list(range(1, 50))
 
 
+@pytest.mark.parametrize("knobs", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)
+def test_the_filter_refuses_what_would_leave_nothing_or_means_nothing(knobs):
+    with pytest.raises(ValueError, match="top_"):
+        filter_logits(torch.randn(2, 64), 1.0, **knobs)
+
+
 # --- knobs, seeds, batches -------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,8 @@ def test_real_pictures_score_as_real(referee, test):
     assert noise["nearest_mean"] > 2 * figures["nearest_mean"] > 0
 
 
-def test_the_accuracy_score_never_trains_on_what_it_scores(referee, train):
+def test_the_accuracy_score_never_trains_on_what_it_scores(referee, train, monkeypatch):
+    monkeypatch.setattr(training, "pick_device", lambda: "cpu")  # elsewhere two trainings need not be equal
     some = train.subset(torch.arange(100))
     model = training.train_classifier(QUICK, data.Dataset(some.pixels, some.labels, "samples"), progress=False)
     figures = referee.measure(data.to_images(some.pixels), some.labels, nearest=False)
@@ -65,6 +66,7 @@ def test_a_pair_is_scored_on_all_counts(referee, vqvae, transformer):
     knobs = {"T = 1": (1.0, 1.0), "guided": (0.8, 2.0)}
     figures = scorecard.score_pair(vqvae, transformer, referee, n=20, knobs=knobs, bayes=20)
     assert figures["tokenizer"] == evaluation.evaluate_vqvae(vqvae, referee.test)
+    assert 0 <= figures["training_reconstructions"]["classification_accuracy_score"] <= 1
     assert "classification_accuracy_score" not in figures["reconstructions"]  # a classifier would train on the test set
     assert set(figures["samples"]) == set(knobs) and figures["samples"]["guided"]["guidance"] == 2.0
     assert 0 <= figures["bayes_accuracy"] <= 1 and figures["bayes_pictures"] == 20
@@ -103,14 +105,37 @@ def test_the_shipped_card_is_of_the_shipped_pair(card):
 
 def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
     ours, chart = card["generators"]["ours"], {(p["temperature"], p["guidance"]): p for p in card["chart"]}
-    plain, cool, guided = (ours["samples"][knobs] for knobs in scorecard.KNOBS)
+    plain, cool, guided, mild = (ours["samples"][knobs] for knobs in scorecard.KNOBS)
     assert guided["agreement"] > cool["agreement"] > plain["agreement"]
     assert guided["coverage"] < cool["coverage"] < plain["coverage"]
+    assert mild["fid"] < plain["fid"] and mild["agreement"] > plain["agreement"]
     assert ours["reconstructions"]["fid"] < plain["fid"] < 1.5 * ours["reconstructions"]["fid"]
     for naive in ("uniform codes", "histogram"):
         assert card["generators"][naive]["samples"]["T = 1"]["fid"] > 2 * plain["fid"]
+        assert card["generators"][naive]["samples"]["T = 1"]["coverage"] < 0.6 * plain["coverage"]
+    assert ours["reconstructions"]["fid"] > 0.5 * plain["fid"]  # most of the distance is the tokenizer's
+    assert card["generators"]["histogram"]["samples"]["T = 1"]["agreement"] > cool["agreement"] - 0.1
     for key in ("agreement", "coverage"):  # the free lunch of 05
         assert chart[1.0, 1.5][key] > chart[1.0, 1.0][key]
+        assert chart[0.9, 1.0][key] > chart[1.2, 1.0][key]
+    assert chart[0.8, 1.5]["coverage"] > chart[0.8, 1.0]["coverage"] - 0.02
+    assert chart[0.5, 1.0]["coverage"] < chart[0.7, 1.0]["coverage"] < chart[0.9, 1.0]["coverage"]
+    assert round(mild["agreement"], 2) == 0.91 and (round(plain["fid"]), round(mild["fid"])) == (20, 16)
+    seeds = card["generators"]["seed's recipe"]["samples"]["T = 1"]
+    assert 1.8 * plain["fid"] < seeds["fid"] < 2 * plain["fid"] and seeds["coverage"] < plain["coverage"]
+    ceiling = ours["training_reconstructions"]["classification_accuracy_score"]
+    real = card["real pictures"]["classification_accuracy_score"]
+    assert plain["classification_accuracy_score"] < ceiling < real
+    for T in (0.8, 1.0):
+        assert chart[T, 2.0]["coverage"] < chart[T, 1.5]["coverage"]
+
+
+def test_the_seeds_column_and_the_seeds_record_are_of_one_run(card):
+    record, column = checkpoints.load_seed_record(), card["generators"]["seed's recipe"]
+    for stage, part, key in (("vqvae", "tokenizer", "mse"), ("vqvae", "tokenizer", "perplexity"),
+                             ("transformer", "likelihood", "nats_per_code")):
+        assert column[part][key] == pytest.approx(record[stage]["test"][key], rel=1e-3)
+    assert {"T = 1", "T = 0.8"} <= set(column["samples"])
 
 
 def test_the_card_is_plain_json(card):

@@ -172,3 +172,26 @@ def test_the_record_of_the_seeds_recipe_is_whole():
         steps = record[name]["history"]["steps"]
         assert steps[-1]["step"] == recipe.epochs * math.ceil(60_000 / recipe.batch_size)
         assert record[name]["test"]["pictures"] == 10_000
+
+
+# --- the ablations of stage 1 ----------------------------------------------------------------------------------------
+
+
+def test_what_notebook_02_says_of_the_tricks():
+    runs = checkpoints.load_ablation()
+    assert all(len(values) == 3 for figures in runs.values() for values in figures.values())
+    mse, perplexity = ({name: sum(figures[key]) / 3 for name, figures in runs.items()} for key in ("mse", "perplexity"))
+    plain, kmeans, ema, revival, all_three, rotation, fsq = mse.values()
+    assert list(mse)[0] == "the seed's loss" and list(mse)[-1] == "FSQ, levels [8, 8]"
+    assert ema < rotation < kmeans < revival < plain
+    assert all_three < 0.72 * plain and 0.9 * all_three < fsq < 1.05 * all_three
+    plain, _, ema, revival, *_ = perplexity.values()
+    assert ema < 0.7 * plain and revival > 50
+
+
+def test_what_notebook_02_says_of_the_collapse():
+    runs = checkpoints.load_ablation(collapse=True)
+    uniform, uniform_longer, normal, normal_longer, kmeans, ema, revival = (f["codes_used"] for f in runs.values())
+    assert max(normal) <= 8 and max(normal_longer) <= 8 and max(ema) <= 8
+    assert min(kmeans) > 40 and revival == [64, 64, 64]
+    assert min(uniform) > 25 and min(uniform_longer) >= 50

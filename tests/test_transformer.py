@@ -100,6 +100,13 @@ def test_the_fast_step_is_the_cached_forward(transformer):
         step(tokens[:, 0], cache)
 
 
+def test_a_cache_is_for_one_batch_size_and_a_stepper_for_eval_mode(transformer):
+    with pytest.raises(ValueError, match="made for 1 sequences, got 3"):
+        transformer(tokens_of()[:, :4], transformer.new_cache(1, 50))
+    with pytest.raises(ValueError, match="eval"):
+        transformer.train().stepper()
+
+
 def test_a_full_cache_refuses_more_tokens(transformer):
     cache = transformer.new_cache(3, 5)
     transformer(tokens_of(T=4), cache)
@@ -144,6 +151,13 @@ def test_the_model_by_hand_from_its_attention_maps_is_the_model(transformer):
         x = x + block.mlp(F.layer_norm(x, (32,), block.norm2.weight, block.norm2.bias))
     logits = F.layer_norm(x, (32,), transformer.norm.weight, transformer.norm.bias) @ transformer.head.weight.T
     assert (logits - transformer(tokens)).abs().max() < 1e-10
+
+
+def test_attention_maps_are_without_dropout_whatever_the_mode():
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, dropout=0.5)).eval()
+    expected = model.attention_maps(tokens_of())
+    assert torch.equal(model.train().attention_maps(tokens_of()), expected) and model.training
 
 
 def test_queries_are_compared_with_keys_over_the_root_of_the_dimension():

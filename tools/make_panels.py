@@ -19,6 +19,7 @@ with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (addre
     writing, editor = (lab.panel(page, code) for code in ("writing = widgets", "editor = widgets"))
     lab.changing(editor, editor.locator(".widget-gridbox").first.locator("button").nth(24).click)
     lab.changing(editor, editor.locator(".widget-gridbox").nth(1).locator("button").nth(28).click)  # a black one
+    editor.locator(".widget-html", has_text="1 code changed").wait_for()  # it comes after the picture and the style
     shots = [Image.open(io.BytesIO(panel.screenshot())).convert("RGB") for panel in (writing, editor)]
 shots = [shot.crop((0, 0, 740, shot.height)) for shot in shots]
 sheet = Image.new("RGB", (740, sum(shot.height for shot in shots) + 24), "white")

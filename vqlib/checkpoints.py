@@ -198,7 +198,8 @@ def load_scorecard():
 def load_ablation(collapse=False):
     """What each trick of stage 1 bought, or what cures a collapse: {variant: {figure: [a value for each seed]}}.
 
-    As `python tests/benchmarks/stage1_ablation.py --summary FILE` wrote it, with ``--collapse`` for the second.
+    As `python tests/benchmarks/stage1_ablation.py --only a b c d e f g --summary FILE` wrote it, the second with
+    ``--collapse`` in place of ``--only …``.
     """
     name = "collapse.json" if collapse else "ablation.json"
     return json.loads((SHIPPED / name).read_text(encoding="utf-8"))

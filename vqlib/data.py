@@ -95,9 +95,9 @@ def load(split, folder=None, sample=None, download=True):
 
     split: "train" (60,000 pictures) or "test" (10,000).
     folder: where the files are; default the environment variable VQLIB_DATA, then the places named in the
-        module's docstring. A folder that is named must hold the files: nothing else is tried.
-    sample: True takes the embedded sample (2,000 training, 500 test pictures), False never does;
-        None takes it only where nothing else can be had, with a `SampleWarning` (or where VQLIB_FAST=1).
+        module's docstring. A folder that is named must hold the files: nothing else is tried, but for the sample.
+    sample: True takes the embedded sample (2,000 training, 500 test pictures) before it looks anywhere, False never
+        does; None takes it only where nothing else can be had, with a `SampleWarning` (or at once where VQLIB_FAST=1).
     download: whether to try the network after the folders.
 
     Returns a `Dataset`. Raises ValueError where a file is damaged or altered, FileNotFoundError where a named

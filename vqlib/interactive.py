@@ -246,7 +246,7 @@ def draw_trace(trace, t, layer, head, vqvae, zoom=6):
     sheet.numbers(xs[1], y, entropy, trace.entropy.max(), cell, trace.codes[:t])
     if t < CODES_PER_IMAGE:
         weights = trace.attention[layer, head, t]
-        sheet.text(xs[2], 4, f"attention: {weights[0]:.0%} on class, yellow {weights.max():.0%}", size=10)
+        sheet.text(xs[2], 4, f"attention: {weights[0]:.0%} on class, yellow {weights.max():.0%}", size=9)
         seen = F.pad(weights[1:], (0, 1)).reshape(GRID, GRID).masked_fill(~written, torch.nan)
         sheet.numbers(xs[2], y, seen, weights.max(), cell)
         for x in xs:

@@ -34,8 +34,10 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
 
     top_k: keep the k likeliest codes. top_p: keep the smallest set of likeliest codes whose probability at this
     temperature, among what top-k kept, reaches p (nucleus sampling, Holtzman et al., arXiv 1904.09751).
-    The likeliest code always stays.
+    The likeliest code always stays. At temperature 0 nothing is ruled out: greedy takes the likeliest anyway.
+    Raises ValueError where top_k or top_p is out of range.
     """
+    _check_knobs(temperature, top_k, top_p, guidance=1.0)
     if temperature == 0:
         return logits  # greedy: the likeliest code wins whatever else is kept
     if top_k is not None and top_k < logits.shape[-1]:
@@ -60,13 +62,14 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
     temperature: ≥ 0. 1 samples the model as it is, below 1 prefers likely codes, 0 always takes the likeliest.
     top_k: keep the k likeliest codes at each step, 1 or more; None keeps all.
     top_p: in (0, 1], keep the likeliest codes that together reach this probability; 1 keeps all.
-    generator: a CPU `torch.Generator`; the same seed gives the same pictures, whatever the batch size or device.
+    generator: a CPU `torch.Generator`; the same seed gives the same noise, whatever the batch size or device. (In
+        float32, rounding can tip a choice: rarely, and then the picture goes on differently.)
     prefix: (N, P) int64 codes in 0…63, P ≤ 49, with which each picture begins (row by row): picture completion.
     guidance: w ≥ 0 of logits = uncond + w · (cond - uncond), where uncond are those of "any class" (classifier-free
         guidance, Ho and Salimans, arXiv 2207.12598). 1 is off and costs nothing; above 1 the class shows more, at
         twice the work.
     n: how many pictures, where labels is None.
-    use_cache: False recomputes the whole sequence at each step: the same pictures, slower.
+    use_cache: False recomputes the whole sequence at each step: the same pictures, up to such rounding, slower.
 
     Returns (N, 7, 7) int64 codes in 0…63: the class and end tokens are never candidates.
     Raises ValueError where an argument is outside what stands here.

@@ -160,7 +160,7 @@ def table(card):
         row("perplexity of the codes, of 64", "–", "tokenizer", "perplexity", form="{:.1f}"),
         row("FID of reconstructions ¹", cell(real, "fid", form="{:.2f}"), "reconstructions", "fid", form="{:.2f}"),
         row("nats per code ²", "–", "likelihood", "nats_per_code"),
-        row("class by Bayes' rule", cell(real, "judge_accuracy", form=percent), "bayes_accuracy", form=percent),
+        row("class by Bayes' rule", "–", "bayes_accuracy", form=percent),
         row("FID of samples, T = 1", cell(real, "fid", form="{:.2f}"), "samples", plain, "fid", form="{:.2f}"),
         row("class agreement, T = 0.8", cell(real, "judge_accuracy", form=percent), "samples", cool, "agreement",
             form=percent),
@@ -189,7 +189,8 @@ def main(arguments=None):
     classifier = checkpoints.load_classifier("judge")
     began = time.perf_counter()
     referee = Referee(classifier, train, test, progress=True)
-    card = {"command": "python -m vqlib.scorecard", "torch": torch.__version__, "threads": torch.get_num_threads(),
+    card = {"command": "python -m vqlib.scorecard" + (" --seed-run runs/seed" if options.seed_run else ""),
+            "torch": torch.__version__, "threads": torch.get_num_threads(),
             "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
             "real pictures": referee.references(),
             "generators": {"ours": score_pair(vqvae, transformer, referee, n, bayes=few)}}

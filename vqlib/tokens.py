@@ -2,7 +2,7 @@
 
     class start token (64 + class), 49 codes row by row, end token (74)
 
-Aligned sequences, one a picture: no window ever spans two pictures, so validation pictures stay unseen.
+Aligned sequences, one a picture, divided by picture: no code of a validation picture is ever trained on.
 """
 
 import math
@@ -33,12 +33,15 @@ def check_labels(labels):
 
 
 def to_sequences(codes, labels):
-    """Codes and their classes to sequences: (B, 7, 7) int64, (B,) int64 -> (B, 51) int64 tokens in 0…74."""
+    """Codes and their classes to sequences: (B, 7, 7) int64, (B,) int64 -> (B, 51) int64 tokens in 0…74.
+
+    On the device of the codes.
+    """
     check_codes(codes, NUM_CODES)
     check_labels(labels)
     if len(codes) != len(labels):
         raise ValueError(f"there must be one label a picture, got {len(codes)} pictures and {len(labels)} labels")
-    start = NUM_CODES + labels[:, None]
+    start = NUM_CODES + labels.to(codes.device)[:, None]
     end = torch.full_like(start, END_TOKEN)
     return torch.cat([start, codes.flatten(1), end], dim=1)
 

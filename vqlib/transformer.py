@@ -22,7 +22,7 @@ class TransformerConfig:
     n_layers: int = 8
     context: int = 152    # the seed's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
     dropout: float = 0.1
-    qk_norm: bool = False  # True: queries and keys of length √d, so that no logit of attention can run away
+    qk_norm: bool = False  # True: queries and keys of length √d, times a learned gain, so that no logit runs away
 
 
 class Cache:
@@ -153,6 +153,8 @@ class Transformer(nn.Module):
         end, room = start + tokens.shape[1], self.config.context
         if cache is not None:
             room = min(room, cache.keys.shape[3])
+            if len(tokens) != cache.keys.shape[1]:
+                raise ValueError(f"the cache was made for {cache.keys.shape[1]} sequences, got {len(tokens)}")
         if end > room:
             raise ValueError(f"{end} tokens do not fit: there is room for {room}; a picture needs 50")
         positions = torch.arange(start, end, device=tokens.device)
@@ -160,12 +162,20 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, tokens):
-        """Where each head looks: (B, T) int64 tokens -> (layers, B, heads, T, T) weights, each row a distribution."""
-        x, maps = self.embed(tokens), []
-        for block in self.blocks:
-            maps.append(block.attention.weights(block.norm1(x)))
-            x = block(x)
-        return torch.stack(maps)
+        """Where each head looks: (B, T) int64 tokens -> (layers, B, heads, T, T) weights, each row a distribution.
+
+        In eval mode, whatever mode the model is in.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            x, maps = self.embed(tokens), []
+            for block in self.blocks:
+                maps.append(block.attention.weights(block.norm1(x)))
+                x = block(x)
+            return torch.stack(maps)
+        finally:
+            self.train(was_training)
 
     def new_cache(self, batch_size, length):
         """An empty `Cache` on this model's device, with room for ``length`` tokens."""
@@ -178,7 +188,7 @@ class Transformer(nn.Module):
 
 
 class Stepper:
-    """What ``transformer(tokens[:, None], cache)`` does, faster for a few rows: one more token, no cost for structure.
+    """What ``transformer(tokens[:, None], cache)`` does in eval mode, faster where there are few rows.
 
     With 8 rows on a CPU a step waits for the weights to arrive from memory and for the calls around its small products.
     So each matrix is laid out once as the product reads it, and the layers are written out flat. Holds copies of the
@@ -186,6 +196,8 @@ class Stepper:
     """
 
     def __init__(self, transformer):
+        if transformer.training:
+            raise ValueError("a Stepper has no dropout: call transformer.eval() first")
         self.model = transformer
         self.layers = []
         for block in transformer.blocks:

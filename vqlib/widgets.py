@@ -88,7 +88,8 @@ class Panel:
         """A slider for the seed, and a button that moves it."""
         self.seed = _slider(W.IntSlider, "seed", value, min=0, max=999)
         self.new_seed = _button("new seed", "random", "Draw new noise")
-        self.new_seed.on_click(lambda button: setattr(self.seed, "value", random.randrange(1000)))
+        self.new_seed.on_click(lambda button: setattr(
+            self.seed, "value", (self.seed.value + random.randrange(1, 1000)) % 1000))  # never the same again
         return _row(self.seed, self.new_seed)
 
 

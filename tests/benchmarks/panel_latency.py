@@ -31,6 +31,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=500)
     options = parser.parse_args()
+    if options.moves < 1:
+        parser.error("--moves must be at least 1")
     with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, server), \
             lab.page(address) as page:
         lab.run_all(page, address, "05_sampling.ipynb")
@@ -39,6 +41,7 @@ def main():
         memory, total, inside = kernel_memory(server), [], []
         for move in range(options.moves):
             total.append(1000 * lab.press(studio, "temperature", "ArrowLeft" if move % 8 < 4 else "ArrowRight"))
+            page.wait_for_timeout(50)  # the status comes after the picture
             inside.append(int(re.search(r"(\d+) ms", studio.locator(".widget-html").last.inner_text())[1]))
         print(f"first move {1000 * first:.0f} ms; then, first {len(total[:50])} moves:")
         for name, values in (("key press to picture", total), ("of that, in the panel's own callback", inside)):

@@ -120,14 +120,14 @@ REVIVE = 0.1  # a code that gets less than this fraction of an even share is dea
 ALL = tricks(SEED_VQVAE, ema=True, kmeans_init=True, revive_below=REVIVE)
 VARIANTS = {
     "a": Variant("the seed's loss", SEED_VQVAE),
-    "b": Variant("a + k-means start", tricks(SEED_VQVAE, kmeans_init=True)),
-    "c": Variant("a, codebook by EMA", tricks(SEED_VQVAE, ema=True)),
-    "d": Variant(f"a + revival below {REVIVE}", tricks(SEED_VQVAE, revive_below=REVIVE)),
-    "e": Variant("all three", ALL),
-    "f": Variant("a, rotation trick", SEED_VQVAE, RotationQuantizer),
+    "b": Variant("+ k-means start", tricks(SEED_VQVAE, kmeans_init=True)),
+    "c": Variant("+ codebook by moving averages", tricks(SEED_VQVAE, ema=True)),
+    "d": Variant(f"+ revival below {REVIVE}", tricks(SEED_VQVAE, revive_below=REVIVE)),
+    "e": Variant("+ all three", ALL),
+    "f": Variant("+ rotation trick", SEED_VQVAE, RotationQuantizer),
     "g": Variant("FSQ, levels [8, 8]", dataclasses.replace(SEED_VQVAE, model=VQVAEConfig(code_dim=2)), FSQ),
-    "h0.2": Variant("e, revival below 0.2", dataclasses.replace(ALL, revive_below=0.2)),
-    "h0.33": Variant("e, revival below 0.33", dataclasses.replace(ALL, revive_below=0.33)),
+    "h0.2": Variant("+ all three, revival below 0.2", dataclasses.replace(ALL, revive_below=0.2)),
+    "h0.33": Variant("+ all three, revival below 0.33", dataclasses.replace(ALL, revive_below=0.33)),
 }
 
 # N(0, 1) is how nn.Embedding starts. In 16 dimensions that is codes of length 4, where the untrained encoder's vectors
@@ -139,7 +139,7 @@ COLLAPSE = {
     "normal": Variant("start at N(0, 1) (nn.Embedding)", SHORT, **NORMAL),
     "normal-longer": Variant("start at N(0, 1) (nn.Embedding)", SHORT, codebook_std=1.0, steps=1200),
     "k-means": Variant("N(0, 1), cure: k-means start", tricks(SHORT, kmeans_init=True), **NORMAL),
-    "ema": Variant("N(0, 1), cure: EMA", tricks(SHORT, ema=True), **NORMAL),
+    "ema": Variant("N(0, 1), cure: moving averages", tricks(SHORT, ema=True), **NORMAL),
     "revival": Variant("N(0, 1), cure: revival below 0.33", tricks(SHORT, revive_below=0.33), **NORMAL),
 }
 

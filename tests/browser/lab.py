@@ -14,19 +14,28 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
          "--disable-component-update", "--disable-sync")  # nothing that looks for hosts beyond this machine
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSERS = ("chromium", "google-chrome-stable", "google-chrome", "chromium-browser", "chrome")
 
 
 def browser_path():
-    """Where Chromium or Chrome is, or None."""
-    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+    """Where a Chromium or Chrome is that can start, or None."""
+    return next((path for path in map(shutil.which, BROWSERS) if path and _starts(path)), None)
+
+
+def _starts(path):
+    if os.name != "posix":
+        return True  # on Windows, asking for the version may open a window
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 @contextlib.contextmanager
-def server(folder, fast=True):
+def server(folder):
     """A JupyterLab of this environment on a copy of the notebooks, with settings of its own: its address and process.
 
-    folder: an empty one, where all that it writes goes. fast: whether the notebooks run at the tests' speed.
+    folder: an empty one, where all that it writes goes. The notebooks run at the tests' speed.
     """
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for name, setting in {"notebook-extension/tracker": {"windowingMode": "none"},  # keep cells that are out of sight
@@ -40,7 +49,7 @@ def server(folder, fast=True):
     own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     env = {key: value for key, value in os.environ.items() if key != "VQLIB_DATA"} | own | {
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython"),
-        "VQLIB_RUNS": str(folder / "runs"), **({"VQLIB_FAST": "1"} if fast else {})}
+        "VQLIB_RUNS": str(folder / "runs"), "VQLIB_FAST": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
                "--ServerApp.port_retries=0", "--IdentityProvider.token=",
                f"--ServerApp.root_dir={folder / 'notebooks'}"]
@@ -48,13 +57,16 @@ def server(folder, fast=True):
         process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         for _ in range(240):
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{address}/api/status", timeout=5).read()
+                direct.open(f"{address}/api/status", timeout=5).read()
                 break
             if process.poll() is not None:
                 raise RuntimeError(f"JupyterLab ended:\n{(folder / 'server.log').read_text()[-3000:]}")
             time.sleep(0.25)
+        else:
+            raise RuntimeError(f"JupyterLab did not answer:\n{(folder / 'server.log').read_text()[-3000:]}")
         yield address, process
     finally:
         process.terminate()
@@ -62,6 +74,7 @@ def server(folder, fast=True):
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager

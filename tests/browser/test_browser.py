@@ -35,6 +35,11 @@ def shot(panel, name):
     panel.screenshot(path=ARTIFACTS / f"{name}.png")
 
 
+def says(panel, text):
+    """Wait until the panel's line of status holds this."""
+    panel.locator(".widget-html", has_text=text).last.wait_for(timeout=10_000)
+
+
 def readout(panel, label):
     slider = panel.locator(".widget-slider").filter(has=panel.page.locator(f'.widget-label:text-is("{label}")')).first
     return slider.locator(".widget-readout").inner_text()
@@ -45,7 +50,7 @@ def test_the_studio_by_keyboard(page):
     assert readout(studio, "class") == "Shirt"
     lab.press(studio, "class", "ArrowRight")
     assert readout(studio, "class") == "Sneaker"
-    assert "the judge sees Sneaker" in studio.locator(".widget-html").last.inner_text()
+    says(studio, "the judge sees Sneaker")
     shot(studio, "studio")
     lab.press(studio, "temperature", "ArrowLeft")
     assert readout(studio, "temperature") == "0.70"
@@ -75,6 +80,9 @@ def test_token_by_token_plays(page):
                            arg=writing.locator(".widget-readout").first.element_handle())
     assert lab.picture(writing).get_attribute("src") != start
     writing.locator(".jupyter-button").first.click()  # pause
+    count = readout(writing, "codes written")
+    page.wait_for_timeout(1500)  # what was under way arrives
+    assert readout(writing, "codes written") == count
     shot(writing, "token_by_token")
     lab.press(writing, "layer", "ArrowRight")
 
@@ -92,9 +100,9 @@ def test_a_click_in_the_code_editor(page):
     assert cells.nth(24).evaluate("button => getComputedStyle(button).backgroundPosition") == "-96px -96px"
     palette.nth(5).focus()
     lab.changing(editor, lambda: page.keyboard.press("Enter"))
+    says(editor, "1 code changed")  # it comes last, after the picture and the style sheet
     assert cells.nth(24).evaluate("button => getComputedStyle(button).backgroundImage") != ground
     assert readout(editor, "its code") == "5"
-    assert "1 code changed" in editor.locator(".widget-html").last.inner_text()
     shot(editor, "code_editor")
 
 
