@@ -1,6 +1,6 @@
 """From key press to new picture: the sampling studio of notebook 05, in JupyterLab, in headless Chromium.
 
-    python tests/benchmarks/panel_latency.py                  # about five minutes; nothing else should be running
+    python tests/benchmarks/panel_latency.py                  # over five minutes; nothing else should be running
     python tests/benchmarks/panel_latency.py --moves 20       # a fast try
 
 Moves the temperature by arrow key, at default settings. Prints milliseconds, median and 95th percentile of the first 50
