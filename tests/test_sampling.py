@@ -1,3 +1,4 @@
+import copy
 import math
 import re
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ class Toy(nn.Module):
             cache.length += tokens.shape[1]
         return rows.expand(len(tokens), *rows.shape)
 
-    def stepper(self):
+    def stepper(self, rows):
         return lambda tokens, cache: self(tokens[:, None], cache)[:, -1]
 
 
@@ -145,8 +146,8 @@ def fed(transformer, monkeypatch, dimension):
     """A list that grows by the length of this dimension of the tokens, each time the Transformer is fed."""
     sizes, make = [], transformer.stepper
 
-    def stepper():
-        step = make()
+    def stepper(rows):
+        step = make(rows)
         return lambda tokens, cache: sizes.append(tokens[:, None].shape[dimension]) or step(tokens, cache)
 
     monkeypatch.setattr(transformer, "stepper", stepper)
@@ -164,6 +165,16 @@ def test_seed_defect_9_with_the_cache_each_step_feeds_one_token(transformer, mon
     widths.clear()
     sample(transformer, LABELS, generator=seeded(), use_cache=False)
     assert widths == list(range(1, 50))
+
+
+def test_a_kept_stepper_gives_the_same_pictures_and_serves_no_other_transformer(transformer):
+    stepper = transformer.stepper(3)
+    for seed in range(3):
+        assert torch.equal(sample(transformer, LABELS, generator=seeded(seed), stepper=stepper),
+                           sample(transformer, LABELS, generator=seeded(seed), use_cache=False))
+    assert not sample(transformer, LABELS).is_inference()  # a reader may train on what was written
+    with pytest.raises(ValueError, match="another Transformer"):
+        sample(copy.deepcopy(transformer), LABELS, stepper=stepper)
 
 
 @pytest.mark.parametrize("knobs", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -98,6 +99,23 @@ def test_the_fast_step_is_the_cached_forward(transformer):
         assert cache.length == t + 1
     with pytest.raises(ValueError, match="do not fit"):
         step(tokens[:, 0], cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [8, 500])
+@pytest.mark.parametrize("halves", [True, False])
+def test_the_fast_step_reads_float16_only_where_the_weights_are_float16(transformer, rows, halves):
+    transformer.float().eval()
+    for parameter in transformer.parameters():
+        parameter.copy_(parameter.half())
+        if not halves:  # as far from a float16 number as can be
+            parameter.mul_(1 + 2 ** -12)
+    tokens = tokens_of()
+    plain, cache, step = transformer(tokens), transformer.new_cache(3, 50), transformer.stepper(rows)
+    logits = torch.stack([step(token, cache) for token in tokens.T], dim=1)
+    assert (logits - plain).abs().max() < 2e-5 * plain.abs().max()
+    rounded = copy.deepcopy(transformer).half().float()(tokens)
+    assert halves or (rounded - plain).abs().max() > 4e-4 * plain.abs().max()  # or this test would not notice
 
 
 def test_a_cache_is_for_one_batch_size_and_a_stepper_for_eval_mode(transformer):

@@ -11,6 +11,7 @@ from torch import nn
 
 from vqlib.data import to_images
 from vqlib.tokens import NUM_CLASSES
+from vqlib.transformer import eval_mode
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,10 @@ def judge(classifier, images, batch_size=500):
     images: (N, 1, 28, 28) float in [-1, 1]. Returns log p(class | picture) (N, 10), ≤ 0, and features (N, 128), ≥ 0,
     both float32 on the CPU.
     """
-    weight, was_training = next(classifier.parameters()), classifier.training
-    classifier.eval()
-    try:
+    weight = next(classifier.parameters())
+    with eval_mode(classifier):
         features = torch.cat([classifier.body(part.to(weight)) for part in images.split(batch_size)])
         return classifier.head(features).float().log_softmax(-1).cpu(), features.float().cpu()
-    finally:
-        classifier.train(was_training)
 
 
 def accuracy(classifier, dataset):

@@ -20,6 +20,7 @@ from vqlib.data import CLASS_NAMES, SIZE
 from vqlib.plots import COLOURS
 from vqlib.sampling import code_log_probs, sample
 from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES, Histogram, encode_pixels, to_sequences
+from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID, VectorQuantizer, VQVAEConfig
 
 DENSITY = 2  # pixels of the PNG for each pixel on the page
@@ -91,12 +92,8 @@ def trace(transformer, vqvae, usual, label, temperature=0.8, seed=0):
     labels = torch.tensor([label])
     codes = sample(transformer, labels, temperature=temperature, generator=seeded(seed))
     tokens = to_sequences(codes, labels.to(codes.device))[:, :-2]  # class and 48 codes: what the 49 choices saw
-    was_training = transformer.training
-    transformer.eval()
-    try:
+    with eval_mode(transformer):
         logits, attention = transformer(tokens)[0, :, :NUM_CODES].float().cpu(), transformer.attention_maps(tokens)
-    finally:
-        transformer.train(was_training)
     if temperature == 0:
         probabilities = F.one_hot(logits.argmax(-1), NUM_CODES).float()
     else:
@@ -123,10 +120,11 @@ def crop(images, cell, around=0):
     return padded[..., CELL * row:CELL * row + side, CELL * column:CELL * column + side]
 
 
-def complete(transformer, vqvae, codes, label, rows, n=8, temperature=0.8, seed=0):
+def complete(transformer, vqvae, codes, label, rows, n=8, temperature=0.8, seed=0, stepper=None):
     """Keep the upper ``rows`` of a picture's codes (7, 7), and write the others n times: (n, 1, 28, 28) in [-1, 1]."""
     prefix = codes.flatten()[:GRID * rows].repeat(n, 1)
-    written = sample(transformer, torch.full((n,), label), temperature, generator=seeded(seed), prefix=prefix)
+    written = sample(transformer, torch.full((n,), label), temperature, generator=seeded(seed), prefix=prefix,
+                     stepper=stepper)
     return vqvae.decode(written).cpu()
 
 

@@ -11,6 +11,7 @@ import numbers
 import torch
 
 from vqlib.tokens import CODES_PER_IMAGE, END_TOKEN, NUM_CODES, check_labels, to_sequences
+from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID
 
 
@@ -54,7 +55,7 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
 
 @torch.no_grad()
 def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generator=None, prefix=None, guidance=1.0,
-           n=None, use_cache=True):
+           n=None, use_cache=True, stepper=None):
     """Write one picture a label, all at the same time, code by code.
 
     transformer: a `Transformer`, used in eval mode whatever mode it is in.
@@ -70,11 +71,15 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
         twice the work.
     n: how many pictures, where labels is None.
     use_cache: False recomputes the whole sequence at each step: the same pictures, up to such rounding, slower.
+    stepper: ``transformer.stepper()``, made once where many calls follow each other and the weights stay as they are;
+        None makes one for this call (0.03 s on a CPU).
 
     Returns (N, 7, 7) int64 codes in 0…63: the class and end tokens are never candidates.
     Raises ValueError where an argument is outside what stands here.
     """
     _check_knobs(temperature, top_k, top_p, guidance)
+    if stepper is not None and stepper.model is not transformer:
+        raise ValueError("the stepper holds the weights of another Transformer: use transformer.stepper()")
     start, guided = _start_tokens(transformer, labels, n, guidance)
     device, N = transformer.head.weight.device, len(start)
     start = start.to(device)[:, None]
@@ -87,14 +92,12 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
     if N == 0:
         return codes.reshape(0, GRID, GRID)
     noise = gumbel_noise(N, generator).to(device, transformer.head.weight.dtype)
-    was_training = transformer.training
-    transformer.eval()
-    try:
+    with eval_mode(transformer), torch.inference_mode():
         if guided:  # the lower half of the batch writes the same codes after "any class"
             start = torch.cat([start, torch.full_like(start, END_TOKEN)])
         rows = len(start) // N
         cache = transformer.new_cache(len(start), CODES_PER_IMAGE) if use_cache else None
-        step = transformer.stepper() if use_cache else None
+        step = stepper or (transformer.stepper(len(start)) if use_cache else None)
         seen = torch.cat([start, codes[:, :P].repeat(rows, 1)], dim=1)
         for t in range(P, CODES_PER_IMAGE):
             if use_cache and t > P:
@@ -108,21 +111,15 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
             logits = filter_logits(logits, temperature, top_k, top_p)
             codes[:, t] = (logits + temperature * noise[:, t]).argmax(-1)
             seen = torch.cat([seen, codes[:, t:t + 1].repeat(rows, 1)], dim=1)
-    finally:
-        transformer.train(was_training)
     return codes.reshape(N, GRID, GRID)
 
 
 @torch.no_grad()
 def code_log_probs(transformer, codes, labels):
     """log p(code | class, codes before it) over the 64 codes: (B, 7, 7), (B,) int64 -> (B, 49) float, nats, ≤ 0."""
-    device, was_training = transformer.head.weight.device, transformer.training
-    tokens = to_sequences(codes, labels).to(device)
-    transformer.eval()
-    try:
+    tokens = to_sequences(codes, labels).to(transformer.head.weight.device)
+    with eval_mode(transformer):
         logits = transformer(tokens[:, :-2])[..., :NUM_CODES]  # inputs: class and 48 codes; targets: 49 codes
-    finally:
-        transformer.train(was_training)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).log_softmax(-1).gather(-1, tokens[:, 1:-1, None])[..., 0]
 

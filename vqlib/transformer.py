@@ -4,6 +4,7 @@ Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), with the norm be
 (Xiong et al., arXiv 2002.04745) and GELU, as in GPT-2.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -166,64 +167,83 @@ class Transformer(nn.Module):
 
         In eval mode, whatever mode the model is in.
         """
-        was_training = self.training
-        self.eval()
-        try:
+        with eval_mode(self):
             x, maps = self.embed(tokens), []
             for block in self.blocks:
                 maps.append(block.attention.weights(block.norm1(x)))
                 x = block(x)
             return torch.stack(maps)
-        finally:
-            self.train(was_training)
 
     def new_cache(self, batch_size, length):
         """An empty `Cache` on this model's device, with room for ``length`` tokens."""
         weight = self.head.weight
         return Cache(self.config, batch_size, length, weight.device, weight.dtype)
 
-    def stepper(self):
-        """A `Stepper`: the fast way to feed one token at a time."""
-        return Stepper(self)
+    def stepper(self, rows=8):
+        """A `Stepper`: the fast way to feed one token at a time, laid out for about so many sequences."""
+        return Stepper(self, rows)
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """Within it the model is in eval mode; afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class Stepper:
     """What ``transformer(tokens[:, None], cache)`` does in eval mode, faster where there are few rows.
 
     With 8 rows on a CPU a step waits for the weights to arrive from memory and for the calls around its small products.
-    So each matrix is laid out once as the product reads it, and the layers are written out flat. Holds copies of the
-    weights: make it after training, for one use.
+    So each matrix is laid out once as its product reads it, and the layers are written out flat. Holds copies of the
+    weights, and gives no gradients: make it after training, and anew where they change.
     """
 
-    def __init__(self, transformer):
+    def __init__(self, transformer, rows=8):
         if transformer.training:
             raise ValueError("a Stepper has no dropout: call transformer.eval() first")
         self.model = transformer
         self.layers = []
         for block in transformer.blocks:
-            attention, up, down = block.attention, block.mlp[0], block.mlp[2]
-            gains = (getattr(norm, "weight", None) for norm in (attention.norm_q, attention.norm_k))  # None: no QK-norm
-            self.layers.append((*_parameters(block.norm1), *_parameters(attention.qkv), *gains,
-                                *_parameters(attention.out), *_parameters(block.norm2), *_parameters(up),
-                                *_parameters(down)))
+            attention, gain = block.attention, None
+            if transformer.config.qk_norm:
+                gains = torch.stack([attention.norm_q.weight, attention.norm_k.weight]).detach()
+                gain = gains[:, None, None] * gains.shape[1] ** 0.5
+            qkv, out, up, down = (_for_few_rows(linear, rows)
+                                  for linear in (attention.qkv, attention.out, block.mlp[0], block.mlp[2]))
+            self.layers.append((block.norm1, qkv, gain, out, block.norm2, up, down))
 
+    @torch.no_grad()
     def __call__(self, tokens, cache):
         """(B,) int64 tokens, one after those in the `Cache` -> (B, 75) logits of the next; the cache grows by one."""
-        model, config, B, t = self.model, self.model.config, len(tokens), cache.length
-        C, size = (config.d_model,), (config.d_model // config.n_heads,)
+        model, heads, B, t = self.model, self.model.config.n_heads, len(tokens), cache.length
         x = model.embed(tokens[:, None], cache)[:, 0]
-        for layer, weights in enumerate(self.layers):
-            g1, b1, Wqkv, bqkv, gq, gk, Wout, bout, g2, b2, Wup, bup, Wdown, bdown = weights
-            q, k, v = torch.addmm(bqkv, F.layer_norm(x, C, g1, b1), Wqkv).view(B, 3, config.n_heads, 1, -1).unbind(1)
-            if config.qk_norm:
-                q, k = F.rms_norm(q, size, gq), F.rms_norm(k, size, gk)
+        for layer, (norm1, qkv, gain, out, norm2, up, down) in enumerate(self.layers):
+            y = qkv(norm1(x)).view(B, 3, heads, 1, -1)
+            q, k, v = y.unbind(1)
+            if gain is not None:  # RMSNorm is length √d; of both at once
+                q, k = (F.normalize(y[:, :2], dim=-1) * gain).unbind(1)
             y = F.scaled_dot_product_attention(q, *cache.append(layer, k, v))
-            x = x + torch.addmm(bout, y.view(B, -1), Wout)
-            h = F.gelu(torch.addmm(bup, F.layer_norm(x, C, g2, b2), Wup), approximate="tanh")
-            x = x + torch.addmm(bdown, h, Wdown)
+            x = x + out(y.view(B, -1))
+            x = x + down(F.gelu(up(norm2(x)), approximate="tanh"))
         cache.length = t + 1
         return model.head(model.norm(x))
 
 
-def _parameters(layer):
-    return (layer.weight.t().contiguous() if layer.weight.ndim == 2 else layer.weight), layer.bias
+def _for_few_rows(linear, rows):
+    """What the linear layer does, as a function of (B, in) rows, with its weights laid out for few of them.
+
+    Weights that are float16 numbers anyway, as all that we ship are, can be read as such: half the bytes, and the same
+    products and float32 sums. PyTorch has this for CPUs with FBGEMM (x86).
+    """
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    if (rows <= 128 and weight.device.type == "cpu" and weight.dtype == torch.float32 and
+            torch.backends.quantized.engine in ("x86", "fbgemm") and torch.equal(weight.half().float(), weight)):
+        packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
+    weight = weight.t().contiguous()
+    return lambda x: torch.addmm(bias, x, weight)

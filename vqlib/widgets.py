@@ -94,10 +94,14 @@ class Panel:
 
 
 class SamplingStudio(Panel):
-    """Sample one class live. The noise is held fixed for a seed, so that a knob changes only what that knob does."""
+    """Sample one class live. The noise is held fixed for a seed, so that a knob changes only what that knob does.
+
+    The Transformer's weights are laid out once: where they change, make a new panel.
+    """
 
     def _build(self, transformer=None, vqvae=None, judge=None, critic=None, label=6, n=4, seed=0):
         self._models(transformer, vqvae)
+        self.stepper = self.transformer.eval().stepper()
         self.judge = judge if judge is not None else checkpoints.load_classifier("judge")
         self.critic = critic if critic is not None else checkpoints.load_classifier("critic")
         self.label = _slider(W.SelectionSlider, "class", label, options=CLASSES)
@@ -123,7 +127,7 @@ class SamplingStudio(Panel):
         knobs = {"temperature": self.temperature.value, "guidance": self.guidance.value, "top_p": self.top_p.value,
                  "top_k": self.top_k.value if self.top_k.value < NUM_CODES else None}
         strip = compute.write_strip(self.transformer, self.vqvae, self.judge, self.label.value, self.n.value,
-                                    self.seed.value, self.critic, self.draws.value, **knobs)
+                                    self.seed.value, self.critic, self.draws.value, stepper=self.stepper, **knobs)
         self._show(compute.draw_strip(strip, self.label.value))
         name = data.CLASS_NAMES[self.label.value]
         off = {"guidance": 1, "top_p": 1, "top_k": None}
@@ -303,6 +307,7 @@ class Completion(Panel):
 
     def _build(self, transformer=None, vqvae=None, number=4, rows=3, n=8, seed=0):
         self._models(transformer, vqvae)
+        self.stepper = self.transformer.eval().stepper()
         self.pictures, self.how_many = data.load_sample("test"), n
         self.number = _slider(W.IntSlider, "test picture", number, min=0, max=len(self.pictures) - 1)
         self.rows = _slider(W.IntSlider, "rows to keep", rows, min=0, max=GRID)
@@ -317,7 +322,7 @@ class Completion(Panel):
         original, label = data.to_images(self.pictures.pixels[index]), int(self.pictures.labels[index])
         codes = self.vqvae.encode(original.to(next(self.vqvae.parameters())))
         written = compute.complete(self.transformer, self.vqvae, codes[0], label, self.rows.value, self.how_many,
-                                   self.temperature.value, self.seed.value)
+                                   self.temperature.value, self.seed.value, self.stepper)
         images = torch.cat([original, self.vqvae.decode(codes).cpu(), written])
         names = ["original", "its copy", *(str(i + 1) for i in range(self.how_many))]
         self._show(compute.draw_completions(images, self.rows.value, names))
