@@ -1,0 +1,189 @@
+"""The exercises: right answers are told so, wrong ones get the hint that fits, and the solutions are right."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqlib import exercises
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling"]
+
+
+def straight(z, q):
+    return z + (q - z).detach()
+
+
+def step(count, total, vectors, codes, decay):
+    chosen = F.one_hot(codes, len(count)).float()
+    count, total = decay * count + (1 - decay) * chosen.sum(0), decay * total + (1 - decay) * chosen.T @ vectors
+    return count, total, total / count[:, None]
+
+
+def step_of_means(count, total, vectors, codes, decay):
+    means = torch.stack([vectors[codes == k].mean(0).nan_to_num() if k < 2 else torch.zeros(2) for k in range(4)])
+    count = step(count, total, vectors, codes, decay)[0]
+    total = decay * total + (1 - decay) * means
+    return count, total, total / count[:, None]
+
+
+def nats(train, test, add=1.0, dim=1, base=math.e, first=1):
+    def pairs(codes):
+        flat = codes.flatten(1) if not first else codes
+        return flat[..., :-1].flatten(), flat[..., 1:].flatten()
+
+    table = torch.full((64, 64), add)
+    for left, right in zip(*(part.tolist() for part in pairs(train)), strict=True):
+        table[left, right] += 1
+    table = table / table.sum(dim, keepdim=True)
+    return -table[pairs(test)].log().mean().item() / math.log(base)
+
+
+def attend(q, k, v, keys, values, scale=0.5, late=False):
+    seen = keys, values
+    keys, values = torch.cat([keys, k[None]]), torch.cat([values, v[None]])
+    look, get = seen if late and len(seen[0]) else (keys, values)
+    return (look @ q / len(q) ** scale).softmax(0) @ get, keys, values
+
+
+def nucleus(shares, p, before=True):
+    ordered, order = shares.sort(descending=True)
+    kept = ordered.cumsum(0) - (ordered if before else 0) < p
+    return torch.zeros(len(shares), dtype=torch.bool).scatter(0, order, kept)
+
+
+def tempered(logits, T):
+    return (logits / T).softmax(-1) if T else F.one_hot(logits.argmax(), 64).float()
+
+
+def halves(shares):
+    """Shannon-Fano: not always the best."""
+    lengths = [0] * len(shares)
+
+    def split(group):
+        if len(group) == 1:
+            return
+        total = sum(shares[i] for i in group)
+        cut = min(range(1, len(group)), key=lambda c: abs(2 * sum(shares[i] for i in group[:c]) - total))
+        for part in (group[:cut], group[cut:]):
+            for i in part:
+                lengths[i] += 1
+            split(part)
+
+    split(sorted(range(len(shares)), key=lambda i: -shares[i]))
+    return lengths
+
+
+RIGHT = {
+    "thumbnail_levels": lambda side: int(2 ** (294 / side ** 2)),
+    "huffman_lengths": lambda shares: exercises._huffman(shares),
+    "straight_through": straight,
+    "moving_average_step": step,
+    "codes_of": lambda sequence: (sequence[0] - 64, sequence[1:50].reshape(7, 7)),
+    "left_neighbour_nats": nats,
+    "may_look": lambda T: torch.arange(T)[:, None] >= torch.arange(T),
+    "attend_one_more": attend,
+    "at_temperature": tempered,
+    "nucleus": nucleus,
+}
+WRONG = [
+    ("thumbnail_levels", lambda side: 294 / side ** 2, "2\\*\\*b levels"),
+    ("thumbnail_levels", lambda side: round(2 ** (294 / side ** 2)), "over the budget"),
+    ("thumbnail_levels", lambda side: 2 ** (294 / side ** 2), "only whole ones"),
+    ("thumbnail_levels", lambda side: 64, "For 14×14 cells you say 64"),
+    ("huffman_lengths", lambda shares: [1] * len(shares), "no names so short"),
+    ("huffman_lengths", lambda shares: [math.ceil(-math.log2(s)) for s in shares], "two \\*rarest\\*"),
+    ("huffman_lengths", halves, "two \\*rarest\\*"),
+    ("huffman_lengths", lambda shares: [-math.log2(s) for s in shares], "whole number of bits"),
+    ("huffman_lengths", lambda shares: [2], "one length for each"),
+    ("straight_through", lambda z, q: q, "no gradient reaches z"),
+    ("straight_through", lambda z, q: z, "has that of z"),
+    ("straight_through", lambda z, q: z + (q - z), "no gradient reaches z|reaches q as well"),
+    ("straight_through", lambda z, q: z + q - z.detach(), "reaches q as well"),
+    ("straight_through", lambda z, q: (z + (q - z)).detach(), "too much is detached"),
+    ("straight_through", lambda z, q: 2 * z + (q - 2 * z).detach(), "pass as it is"),
+    ("straight_through", lambda z, q: q[:2], "shape \\(5, 16\\), got \\(2, 16\\)"),
+    ("moving_average_step", lambda c, t, v, k, d: step(c, t, v, k, 1 - d), "share of the \\*old\\*"),
+    ("moving_average_step", step_of_means, "\\*sums\\* of the vectors"),
+    ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1]), "A code is total / count"),
+    ("moving_average_step", lambda *a: step(*a)[2], "three things"),
+    ("codes_of", lambda s: (s[0], s[1:50].reshape(7, 7)), "less by 64"),
+    ("codes_of", lambda s: (s[0] - 64, s[2:].reshape(7, 7)), "Off by one"),
+    ("codes_of", lambda s: (s[0] - 64, s[:49].reshape(7, 7)), "is no code"),
+    ("codes_of", lambda s: (s[0] - 64, s[1:50].reshape(7, 7).T), "Rows and columns"),
+    ("codes_of", lambda s: (s[0] - 64, s[1:-1]), "shape \\(7, 7\\), got \\(49,\\)"),
+    ("left_neighbour_nats", lambda a, b: nats(a, b, add=0.0), "add one"),
+    ("left_neighbour_nats", lambda a, b: nats(a, b, dim=0), "normalised the wrong way"),
+    ("left_neighbour_nats", lambda a, b: nats(a, b, base=2), "bits"),
+    ("left_neighbour_nats", lambda a, b: nats(a, b, first=0), "columns 1 to 6"),
+    ("left_neighbour_nats", lambda a, b: -nats(a, b), "sign"),
+    ("left_neighbour_nats", lambda a, b: 4.16, "you get 4.160 nats"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool), "nothing is masked"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(), "into the future"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(-1), "look at itself"),
+    ("may_look", lambda T: torch.eye(T, dtype=torch.bool), "it should be"),
+    ("attend_one_more", lambda *a: attend(*a, scale=0), "by √d"),
+    ("attend_one_more", lambda *a: attend(*a, scale=1), "not d"),
+    ("attend_one_more", lambda *a: attend(*a, late=True), "append before you look"),
+    ("attend_one_more", lambda q, k, v, keys, values: (v, keys, values), "shape \\(1, 16\\), got \\(0, 16\\)"),
+    ("at_temperature", lambda logits, T: (logits * T).softmax(-1), "You multiply by T"),
+    ("at_temperature", lambda logits, T: (logits / T).softmax(-1), "division by zero"),
+    ("at_temperature", lambda logits, T: logits.softmax(-1) / (T or 1), "before the softmax"),
+    ("nucleus", lambda shares, p: nucleus(shares, p, before=False), "the code that crosses p"),
+    ("nucleus", lambda shares, p: shares > 0, "where 2 reach p"),
+    ("nucleus", lambda shares, p: nucleus(shares, p).sort(descending=True).values, "back to where they stood"),
+    ("nucleus", lambda shares, p: nucleus(shares.flip(0), p), "less than p|aren't the likeliest"),
+]
+
+
+@pytest.mark.parametrize("check", exercises.ALL, ids=lambda check: check.__name__)
+def test_the_right_answer_is_right_and_none_yet_is_no_mistake(check, capsys):
+    check(RIGHT[check.__name__])
+    assert capsys.readouterr().out == "Right.\n"
+    for nothing in (lambda *a: None, lambda *a: ...):
+        check(nothing)
+        assert capsys.readouterr().out.startswith("No answer yet")
+
+
+@pytest.mark.parametrize(("name", "answer", "hint"), WRONG, ids=[f"{name}-{hint}" for name, _, hint in WRONG])
+def test_a_wrong_answer_hears_what_is_wrong_with_it(name, answer, hint, capsys):
+    getattr(exercises, name)(answer)
+    out = capsys.readouterr().out
+    assert out.startswith("Not yet. ") and re.search(hint, out), out
+    assert "Right" not in out
+
+
+@pytest.mark.parametrize("check", exercises.ALL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("nonsense", [lambda *a: 1 / 0, lambda *a: "text", lambda *a: torch.zeros(3), lambda: 0])
+def test_nonsense_never_raises_and_is_never_right(check, nonsense, capsys):
+    check(nonsense)
+    assert capsys.readouterr().out.startswith("Not yet. ")
+
+
+def test_each_exercise_has_a_wrong_answer_here_and_stands_in_a_notebook_with_its_solution():
+    assert {name for name, _, _ in WRONG} == set(RIGHT) == {check.__name__ for check in exercises.ALL}
+    for folder in ("notebooks", "notebooks/solutions"):
+        text = "".join((ROOT / folder / f"{name}.ipynb").read_text(encoding="utf-8") for name in NAMES)
+        assert set(re.findall(r"exercises\.(\w+)\(", text)) == set(RIGHT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_notebook_they_are_open_and_in_the_solutions_right(name, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    asked = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in asked["cells"] if "exercises." in "".join(cell["source"]) and cell["outputs"]]
+    assert len(cells) == 2
+    assert all("".join(cell["outputs"][0]["text"]).startswith("No answer yet") for cell in cells)
+    solved = nbformat.read(ROOT / "notebooks" / "solutions" / f"{name}.ipynb", as_version=4)
+    committed = [output.get("text") for cell in solved.cells for output in cell.get("outputs", [])]
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(solved, timeout=120, kernel_name="python3", resources=resources).execute()
+    outputs = [output.text for cell in solved.cells for output in cell.get("outputs", []) if "text" in output]
+    assert outputs.count("Right.\n") == 2 and committed == outputs
