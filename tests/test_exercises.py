@@ -32,6 +32,31 @@ def step_of_means(count, total, vectors, codes, decay):
     return count, total, total / count[:, None]
 
 
+def naive_means(count, total, vectors, codes, decay):
+    chosen = F.one_hot(codes, len(count)).float()
+    total = decay * total + (1 - decay) * chosen.T @ vectors / chosen.sum(0)[:, None]  # 0 / 0 where none chose
+    count = decay * count + (1 - decay) * chosen.sum(0)
+    return count, total, total / count[:, None]
+
+
+def only_the_chosen(count, total, vectors, codes, decay):
+    new, some = step(count, total, vectors, codes, decay), torch.bincount(codes, minlength=len(count)) > 0
+    count, total = torch.where(some, new[0], count), torch.where(some[:, None], new[1], total)
+    return count, total, total / count[:, None]
+
+
+def tried_on_a_table(train, test, how):
+    table = torch.zeros(64, 64)
+    if how == "once":
+        table[train[..., :-1].flatten(), train[..., 1:].flatten()] += 1
+    else:
+        pairs = train[..., :-1].flatten(), train[..., 1:].flatten()
+        table.index_put_(pairs, torch.ones(len(pairs[0])), accumulate=True)
+    table += 1
+    table = table / table.sum(1, keepdim=how == "once")
+    return -table[test[..., :-1], test[..., 1:]].log().mean()
+
+
 def nats(train, test, add=1.0, dim=1, base=math.e, first=1):
     def pairs(codes):
         flat = codes.flatten(1) if not first else codes
@@ -49,6 +74,11 @@ def attend(q, k, v, keys, values, scale=0.5, late=False):
     keys, values = torch.cat([keys, k[None]]), torch.cat([values, v[None]])
     look, get = seen if late and len(seen[0]) else (keys, values)
     return (look @ q / len(q) ** scale).softmax(0) @ get, keys, values
+
+
+def append_late(q, k, v, keys, values):
+    output = (keys @ q / len(q) ** 0.5).softmax(0) @ values
+    return output, torch.cat([keys, k[None]]), torch.cat([values, v[None]])
 
 
 def nucleus(shares, p, before=True):
@@ -95,11 +125,14 @@ WRONG = [
     ("thumbnail_levels", lambda side: 294 / side ** 2, "2\\*\\*b levels"),
     ("thumbnail_levels", lambda side: round(2 ** (294 / side ** 2)), "over the budget"),
     ("thumbnail_levels", lambda side: 2 ** (294 / side ** 2), "only whole ones"),
+    ("thumbnail_levels", lambda side: 2 ** (294 // side ** 2), "need not be whole"),
+    ("thumbnail_levels", lambda side: torch.tensor(2.0) ** (294 / side ** 2), "only whole ones"),
     ("thumbnail_levels", lambda side: 64, "For 14×14 cells you say 64"),
     ("huffman_lengths", lambda shares: [1] * len(shares), "no names so short"),
     ("huffman_lengths", lambda shares: [math.ceil(-math.log2(s)) for s in shares], "two \\*rarest\\*"),
     ("huffman_lengths", halves, "two \\*rarest\\*"),
     ("huffman_lengths", lambda shares: [-math.log2(s) for s in shares], "whole number of bits"),
+    ("huffman_lengths", lambda shares: sorted(exercises._huffman(shares)), "another order"),
     ("huffman_lengths", lambda shares: [2], "one length for each"),
     ("straight_through", lambda z, q: q, "no gradient reaches z"),
     ("straight_through", lambda z, q: z, "has that of z"),
@@ -112,32 +145,53 @@ WRONG = [
     ("moving_average_step", step_of_means, "\\*sums\\* of the vectors"),
     ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1]), "A code is total / count"),
     ("moving_average_step", lambda *a: step(*a)[2], "three things"),
+    ("moving_average_step", naive_means, "\\*sums\\* of the vectors"),
+    ("moving_average_step", only_the_chosen, "no vector chose decay, too"),
     ("codes_of", lambda s: (s[0], s[1:50].reshape(7, 7)), "less by 64"),
     ("codes_of", lambda s: (s[0] - 64, s[2:].reshape(7, 7)), "Off by one"),
     ("codes_of", lambda s: (s[0] - 64, s[:49].reshape(7, 7)), "is no code"),
     ("codes_of", lambda s: (s[0] - 64, s[1:50].reshape(7, 7).T), "Rows and columns"),
+    ("codes_of", lambda s: (s[1:50].reshape(7, 7), s[0] - 64), "label first"),
     ("codes_of", lambda s: (s[0] - 64, s[1:-1]), "shape \\(7, 7\\), got \\(49,\\)"),
     ("left_neighbour_nats", lambda a, b: nats(a, b, add=0.0), "add one"),
     ("left_neighbour_nats", lambda a, b: nats(a, b, dim=0), "normalised the wrong way"),
     ("left_neighbour_nats", lambda a, b: nats(a, b, base=2), "bits"),
     ("left_neighbour_nats", lambda a, b: nats(a, b, first=0), "columns 1 to 6"),
     ("left_neighbour_nats", lambda a, b: -nats(a, b), "sign"),
+    ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "once"), "only once"),
+    ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "no keepdim"), "keepdim=True"),
     ("left_neighbour_nats", lambda a, b: 4.16, "you get 4.160 nats"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool), "nothing is masked"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(), "into the future"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(-1), "look at itself"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(1), "turn it round"),
+    ("may_look", lambda T: torch.full((T, T), -torch.inf).triu(1), "True and False"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(1), "it should be"),
     ("may_look", lambda T: torch.eye(T, dtype=torch.bool), "it should be"),
     ("attend_one_more", lambda *a: attend(*a, scale=0), "by √d"),
     ("attend_one_more", lambda *a: attend(*a, scale=1), "not d"),
     ("attend_one_more", lambda *a: attend(*a, late=True), "append before you look"),
+    ("attend_one_more", append_late, "append before you look"),
     ("attend_one_more", lambda q, k, v, keys, values: (v, keys, values), "shape \\(1, 16\\), got \\(0, 16\\)"),
     ("at_temperature", lambda logits, T: (logits * T).softmax(-1), "You multiply by T"),
     ("at_temperature", lambda logits, T: (logits / T).softmax(-1), "division by zero"),
     ("at_temperature", lambda logits, T: logits.softmax(-1) / (T or 1), "before the softmax"),
     ("nucleus", lambda shares, p: nucleus(shares, p, before=False), "the code that crosses p"),
+    ("at_temperature", lambda logits, T: (logits / (T or 1)).softmax(-1), "on the likeliest"),
+    ("at_temperature", lambda logits, T: (logits / T).softmax(-1) if T else None, "not for all"),
+    ("nucleus", lambda shares, p: shares * nucleus(shares, p), "True and False"),
     ("nucleus", lambda shares, p: shares > 0, "where 2 reach p"),
     ("nucleus", lambda shares, p: nucleus(shares, p).sort(descending=True).values, "back to where they stood"),
     ("nucleus", lambda shares, p: nucleus(shares.flip(0), p), "less than p|aren't the likeliest"),
+]
+ALSO_RIGHT = [
+    ("thumbnail_levels", lambda side: torch.tensor(2 ** (294 / side ** 2)).floor()),
+    ("thumbnail_levels", lambda side: 2 ** (294 / side ** 2) // 1),
+    ("huffman_lengths", lambda shares: torch.tensor(exercises._huffman(shares))),
+    ("left_neighbour_nats", lambda a, b: torch.tensor(nats(a, b))),
+    ("may_look", lambda T: torch.ones(T, T).tril()),
+    ("at_temperature", lambda logits, T: logits.div_(T or 1e-9).softmax(-1)),  # changes what it was given
+    ("moving_average_step", lambda c, t, v, k, d: list(step(c.mul_(1), t, v, k, d))),
 ]
 
 
@@ -148,6 +202,12 @@ def test_the_right_answer_is_right_and_none_yet_is_no_mistake(check, capsys):
     for nothing in (lambda *a: None, lambda *a: ...):
         check(nothing)
         assert capsys.readouterr().out.startswith("No answer yet")
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_RIGHT)
+def test_other_ways_to_be_right_are_right(name, answer, capsys):
+    getattr(exercises, name)(answer)
+    assert capsys.readouterr().out == "Right.\n"
 
 
 @pytest.mark.parametrize(("name", "answer", "hint"), WRONG, ids=[f"{name}-{hint}" for name, _, hint in WRONG])

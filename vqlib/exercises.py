@@ -22,16 +22,21 @@ def checker(check):
 
     @functools.wraps(check)
     def tried(answer):
+        answered = []
+
         def ask(*arguments):
-            given = answer(*arguments)
-            if given is None or given is NotImplemented or given is ...:
+            given = answer(*(a.clone() if isinstance(a, torch.Tensor) and a.is_leaf and not a.requires_grad else a
+                             for a in arguments))  # the reader may change what is given
+            if given is None or given is ...:
+                _hint_unless(not answered, f"It answered, but not for all that it was asked: it returned {given}.")
                 raise NotImplementedError
+            answered.append(given)
             return given
 
         try:
             check(ask)
         except NotImplementedError:
-            print("No answer yet: write the function above, and run the cell again.")
+            print("No answer yet: the function returns nothing. Write it above, and run the cell again.")
         except Hint as hint:
             print(f"Not yet. {hint}")
         except Exception as error:
@@ -73,12 +78,16 @@ def thumbnail_levels(answer):
         given, bits = answer(side), 294 / side ** 2
         if given == right:
             continue
-        if isinstance(given, float) and abs(given - bits) < 1e-6:
+        given = float(given) if float(given) % 1 else int(given)
+        if abs(given / bits - 1) < 1e-4:
             raise Hint(f"{given:.2f} are the bits of a cell; b bits name 2**b levels.")
+        if given == 2 ** (294 // side ** 2):
+            raise Hint(f"The bits of a cell need not be whole: {right} levels in {side}×{side} cells are "
+                       f"{side ** 2 * math.log2(right):.0f} bits.")
         if given == right + 1:
             raise Hint(f"{given} levels in {side}×{side} cells are {side ** 2 * math.log2(given):.0f} bits: over the "
                        f"budget. Round down.")
-        if isinstance(given, float) and abs(given - 2 ** bits) < 1e-6:
+        if abs(given / 2 ** bits - 1) < 1e-4:
             raise Hint(f"{given:.2f} levels: there are only whole ones.")
         raise Hint(f"For {side}×{side} cells you say {given}. A cell has 294 / {side ** 2} = {bits:.2f} bits; how many "
                    f"levels do they name?")
@@ -99,7 +108,10 @@ def huffman_lengths(answer):
         _hint_unless(sum(2 ** -length for length in lengths) <= 1 + 1e-9,
                      f"For {shown}: there are no names so short of which none begins another (the sum of 2^-length is "
                      f"{sum(2 ** -length for length in lengths):.2f}; it may be 1 at most).")
-        mean, best = (sum(s * n for s, n in zip(shares, of, strict=True)) for of in (lengths, _huffman(shares)))
+        right = _huffman(shares)
+        mean, best = (sum(s * n for s, n in zip(shares, of, strict=True)) for of in (lengths, right))
+        _hint_unless(mean <= best + 1e-9 or sorted(lengths) != sorted(right), f"For {shown}: the right lengths, in "
+                                                                              f"another order than the shares.")
         _hint_unless(mean <= best + 1e-9, f"For {shown}: {mean:.3f} bits on average, where {best:.3f} would do. Join "
                                           f"the two *rarest* groups again and again: each join makes their names a bit "
                                           f"longer.")
@@ -152,11 +164,14 @@ def moving_average_step(answer):
     codebook = _tensor(given[2], right[1], "The codebook")
     _hint_unless(not _close(new_count, (1 - decay) * kept[0] + decay * chosen), "decay is the share of the *old* "
                                                                                  "average that is kept.")
+    undecayed = torch.where(chosen > 0, right[0], kept[0])
+    _hint_unless(not _close(new_count, undecayed), "Codes that no vector chose decay, too.")
     _hint_unless(_close(new_count, right[0]), "count: decay times the old one, plus (1 - decay) times how many vectors "
                                               "chose each code.")
-    means = torch.nan_to_num(sums / chosen[:, None])
-    _hint_unless(not _close(new_total, decay * kept[1] + (1 - decay) * means), "total averages the *sums* of the "
-                                                                               "vectors, not their means.")
+    means = decay * kept[1] + (1 - decay) * sums / chosen[:, None]  # 0 / 0 where none chose
+    with_zeros = decay * kept[1] + (1 - decay) * (sums / chosen[:, None]).nan_to_num()
+    _hint_unless(not _close(new_total.nan_to_num(), means.nan_to_num()) and not _close(new_total, with_zeros),
+                 "total averages the *sums* of the vectors, not their means.")
     _hint_unless(_close(new_total, right[1]), "total: decay times the old one, plus (1 - decay) times the sum of the "
                                               "vectors that chose each code.")
     _hint_unless(_close(codebook, right[1] / right[0][:, None]), "count and total are right. A code is total / count.")
@@ -172,15 +187,17 @@ def codes_of(answer):
     for one, label in zip(codes, (0, 6, 9), strict=True):
         given = answer(to_sequences(one[None], torch.tensor([label]))[0])
         _hint_unless(isinstance(given, tuple | list) and len(given) == 2, "Return two things: the label, the codes.")
+        _hint_unless(not (isinstance(given[0], torch.Tensor) and given[0].numel() > 1), "The label first, then the "
+                                                                                       "codes.")
         _hint_unless(int(given[0]) != NUM_CODES + label, f"{int(given[0])} is the start token; the label is less by "
                                                          f"64.")
         _hint_unless(int(given[0]) == label, f"The label should be {label}, got {int(given[0])}.")
         if isinstance(given[1], torch.Tensor) and given[1].numel() == CODES_PER_IMAGE:
             flat = given[1].flatten()
             _hint_unless(not torch.equal(flat[:-1], one.flatten()[1:]), "Off by one: your first code is the picture's "
-                                                                        "second. The codes stand at places 1 to 49.")
-            _hint_unless(flat.max() < NUM_CODES, f"Token {int(flat.max())} is no code. The codes stand at places 1 to "
-                                                 f"49.")
+                                                                        "second. The codes are sequence[1:50].")
+            _hint_unless(flat.max() < NUM_CODES, f"Token {int(flat.max())} is no code. The codes are "
+                                                 f"sequence[1:50].")
         given = _tensor(given[1], one, "The codes")
         _hint_unless(not torch.equal(given, one.T), "Rows and columns are exchanged: the picture is written row by "
                                                     "row.")
@@ -197,10 +214,15 @@ def left_neighbour_nats(answer):
     given = float(answer(learn, score))
     right, add_none, transposed, with_first = (_left_nats(learn, score, how) for how in
                                                ("right", "no one added", "transposed", "column 0 too"))
+    once, columns = _left_nats(learn, score, "pairs once"), _left_nats(learn, score, "no keepdim")
     _hint_unless(math.isfinite(given), "A pair that training never saw made it infinite: add one to each count.")
     if abs(given - right) <= 1e-3:
         return
     _hint_unless(given >= 0, "-ln p is never negative: is the sign wrong?")
+    _hint_unless(abs(given - once) > 1e-3, "table[left, next] += 1 counts a pair that occurs often only once: use "
+                                           "bincount, or index_put_ with accumulate=True.")
+    _hint_unless(abs(given - columns) > 1e-3, "table / table.sum(1) divides columns by the sums of rows: add "
+                                              "keepdim=True.")
     _hint_unless(abs(given - transposed) > 1e-3, "The table is normalised the wrong way: for each *left* code the 64 "
                                                  "probabilities of the next must sum to 1.")
     _hint_unless(abs(given - with_first) > 1e-3, "A row's first code has no left neighbour in its row: count columns 1 "
@@ -219,9 +241,10 @@ def _left_nats(learn, score, how):
         return codes[..., :-1].flatten(), codes[..., 1:].flatten()
 
     left, right = pairs(learn)
-    table = torch.zeros(NUM_CODES, NUM_CODES).index_put_((left, right), torch.ones(len(left)), accumulate=True)
+    table = torch.zeros(NUM_CODES, NUM_CODES)
+    table.index_put_((left, right), torch.ones(len(left)), accumulate=how != "pairs once")
     table += how != "no one added"
-    table = table / table.sum(0 if how == "transposed" else 1, keepdim=True)
+    table = table / table.sum(0 if how == "transposed" else 1, keepdim=how != "no keepdim")
     left, right = pairs(score)
     return -table[left, right].log().mean().item()
 
@@ -232,9 +255,13 @@ def _left_nats(learn, score, how):
 @checker
 def may_look(answer):
     """answer(T) -> (T, T) bool: True where the token of the row may look at the token of the column."""
-    for T in (1, 2, 5):
+    for T in (5, 2, 1):
         right = torch.ones(T, T, dtype=torch.bool).tril()
-        given = _tensor(answer(T), right, "The answer")
+        given = answer(T)
+        _hint_unless(not (isinstance(given, torch.Tensor) and given.isinf().any()), "True and False, please, and no "
+                                                                                    "numbers to add.")
+        given = _tensor(given, right, "The answer")
+        _hint_unless(not torch.equal(given, ~right), "That is True where it may *not* look: turn it round.")
         _hint_unless(T == 1 or not given.all(), "Everything may look at everything: nothing is masked.")
         _hint_unless(given.diagonal().all(), "A token may look at itself, too.")
         _hint_unless(T == 1 or not torch.equal(given, right.T), "That way round, tokens look into the future: the row "
@@ -260,6 +287,7 @@ def attend_one_more(answer):
         new_keys, new_values = (_tensor(given[1], k[:t + 1], "keys"), _tensor(given[2], v[:t + 1], "values"))
         _hint_unless(torch.equal(new_keys, k[:t + 1]) and torch.equal(new_values, v[:t + 1]),
                      "keys and values: those that were there, then the new token's.")
+        _hint_unless(t or output.abs().sum() > 0, "The first token has itself to look at: append before you look.")
         if t and not _close(output, right[t]):
             for hint, wrong in (
                     ("Divide the scores by √d.", (q[t] @ k[:t + 1].T).softmax(-1) @ v[:t + 1]),
@@ -285,7 +313,8 @@ def at_temperature(answer):
         _hint_unless(T or bool(given.isfinite().all()), "At T = 0 there is a division by zero: treat it apart.")
         _hint_unless(T in (0, 1) or not _close(given, (logits * T).softmax(-1)), "You multiply by T: then a high "
                                                                                  "temperature sharpens. Divide.")
-        _hint_unless(T == 1 or not _close(given, logits.softmax(-1) / (T or 1)), "Divide the *logits*, before the "
+        _hint_unless(T or not _close(given, logits.softmax(-1)), "At T = 0 all of it should be on the likeliest.")
+        _hint_unless(T in (0, 1) or not _close(given, logits.softmax(-1) / T), "Divide the *logits*, before the "
                                                                                 "softmax.")
         _hint_unless(_close(given, right), f"At T = {T:g} the likeliest code should have {right.max():.3f}, and has "
                                            f"{given.max():.3f}.")
@@ -301,18 +330,20 @@ def nucleus(answer):
         size = int((ordered.cumsum(0) - ordered < p).sum())
         right = torch.zeros(len(shares), dtype=torch.bool)
         right[order[:size]] = True
-        given = _tensor(answer(shares, p), right, "The answer")
+        given = answer(shares, p)
+        _hint_unless(not (isinstance(given, torch.Tensor) and given.is_floating_point()), "True and False, please: "
+                                                                                          "which codes stay.")
+        given = _tensor(given, right, "The answer")
         shown = f"{[round(s, 2) for s in shares.tolist()]}" if len(shares) < 9 else f"{len(shares)} codes"
         _hint_unless(given.any(), f"For p = {p:g} and {shown} no code is left to draw from: the likeliest always "
                                   f"stays.")
-        _hint_unless(torch.equal(given, right) or not torch.equal(given, torch.arange(len(shares)) < size), "That "
-                     "is the right number of codes, in sorted order: map them back to where they stood.")
+        _hint_unless(int(given.sum()) != size or torch.equal(given, right), f"For p = {p:g} and {shown} that is the "
+                     f"right number of codes, but they aren't the likeliest: map them back to where they stood.")
         kept = shares[given].sum()
         _hint_unless(kept >= p - 1e-6, f"For p = {p:g} and {shown} you keep {kept:.2f}, less than p: "
                                                       f"the code that crosses p belongs to the set.")
         _hint_unless(int(given.sum()) <= size, f"For p = {p:g} and {shown} you keep {int(given.sum())} codes, where "
                                                f"{size} reach p.")
-        _hint_unless(torch.equal(given, right), f"For p = {p:g} and {shown} those aren't the likeliest.")
 
 
 ALL = (thumbnail_levels, huffman_lengths, straight_through, moving_average_step, codes_of, left_neighbour_nats,
