@@ -167,6 +167,21 @@ def test_seed_defect_9_with_the_cache_each_step_feeds_one_token(transformer, mon
     assert widths == list(range(1, 50))
 
 
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 0.0}, {"guidance": 2.0, "top_k": 5}, {"use_cache": False}],
+                         ids=str)
+def test_each_choice_is_told_with_the_models_own_logits(transformer, knobs):
+    told = []
+    codes = sample(transformer, LABELS, generator=seeded(), on_choice=lambda *choice: told.append(choice), **knobs)
+    assert [t for t, _, _ in told] == list(range(49))
+    assert torch.equal(torch.stack([chosen for _, _, chosen in told], 1), codes.flatten(1))
+    assert torch.equal(codes, sample(transformer, LABELS, generator=seeded(), **knobs))  # it changes nothing
+    log_probs = torch.stack([logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0] for _, logits, chosen in told], 1)
+    assert (log_probs - code_log_probs(transformer, codes, LABELS)).abs().max() < 1e-9
+    prefix, later = codes.flatten(1)[:, :21], []
+    sample(transformer, LABELS, prefix=prefix, on_choice=lambda t, *choice: later.append(t))
+    assert later == list(range(21, 49))
+
+
 def test_a_kept_stepper_gives_the_same_pictures_and_serves_no_other_transformer(transformer):
     stepper = transformer.stepper(3)
     for seed in range(3):

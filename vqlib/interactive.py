@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vqlib.classifier import judge, rerank
 from vqlib.data import CLASS_NAMES, SIZE
 from vqlib.plots import COLOURS
-from vqlib.sampling import code_log_probs, sample
+from vqlib.sampling import sample
 from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES, Histogram, encode_pixels, to_sequences
 from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID, VectorQuantizer, VQVAEConfig
@@ -38,7 +38,7 @@ def seeded(seed):
 
 class Strip(NamedTuple):
     images: torch.Tensor         # (n, 1, 28, 28) float in [-1, 1]
-    nats_per_code: torch.Tensor  # (n,) float ≥ 0: -log p(codes | class) / 49 at T = 1, without guidance
+    nats_per_code: torch.Tensor  # (n,) float ≥ 0: mean -log p of the codes chosen, at T = 1, without guidance
     verdicts: torch.Tensor       # (n,) int64: the class that the judge names
 
 
@@ -51,12 +51,16 @@ def write_strip(transformer, vqvae, judge_model, label, n=6, seed=0, critic=None
     if draws > 1 and critic is None:
         raise ValueError(f"choosing {n} of {draws * n} pictures needs a critic: checkpoints.load_classifier('critic')")
     labels = torch.full((draws * n,), label)
-    codes = sample(transformer, labels, generator=seeded(seed), **knobs)
-    images = vqvae.decode(codes)
+    surprise = []  # of each choice (draws · n,)
+
+    def note(t, logits, chosen):
+        surprise.append(F.cross_entropy(logits, chosen, reduction="none"))
+
+    codes = sample(transformer, labels, generator=seeded(seed), on_choice=note, **knobs)
+    images, nats = vqvae.decode(codes), torch.stack(surprise).mean(0).cpu()
     if draws > 1:
         best = rerank(critic, images, label, n)
-        codes, images, labels = codes[best.to(codes.device)], images[best.to(images.device)], labels[:n]
-    nats = -code_log_probs(transformer, codes, labels).mean(1).cpu()
+        images, nats = images[best.to(images.device)], nats[best.cpu()]
     return Strip(images.cpu(), nats, judge(judge_model, images)[0].argmax(1))
 
 

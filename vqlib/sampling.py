@@ -55,7 +55,7 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
 
 @torch.no_grad()
 def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generator=None, prefix=None, guidance=1.0,
-           n=None, use_cache=True, stepper=None):
+           n=None, use_cache=True, stepper=None, on_choice=None):
     """Write one picture a label, all at the same time, code by code.
 
     transformer: a `Transformer`, used in eval mode whatever mode it is in.
@@ -73,6 +73,8 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
     use_cache: False recomputes the whole sequence at each step: the same pictures, up to such rounding, slower.
     stepper: ``transformer.stepper()``, made once where many calls follow each other and the weights stay as they are;
         None makes one for this call (0.03 s on a CPU).
+    on_choice: called after each choice as on_choice(t, logits, chosen): place 0…48, the model's own (N, 64) logits for
+        the class asked for (no guidance, no temperature, nothing ruled out), and the (N,) int64 codes taken.
 
     Returns (N, 7, 7) int64 codes in 0…63: the class and end tokens are never candidates.
     Raises ValueError where an argument is outside what stands here.
@@ -105,11 +107,14 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
             else:
                 logits = transformer(seen, cache)[:, -1]
             logits = logits[:, :NUM_CODES]  # only codes stand at code positions
+            own = logits[:N]
             if guided:
                 cond, uncond = logits.chunk(2)
                 logits = uncond + guidance * (cond - uncond)
             logits = filter_logits(logits, temperature, top_k, top_p)
             codes[:, t] = (logits + temperature * noise[:, t]).argmax(-1)
+            if on_choice is not None:
+                on_choice(t, own, codes[:, t])
             seen = torch.cat([seen, codes[:, t:t + 1].repeat(rows, 1)], dim=1)
     return codes.reshape(N, GRID, GRID)
 
