@@ -245,3 +245,10 @@ def test_walk_each_control_changes_the_picture_and_back_again(control, value):
     panel.step.value = 30
     no_error(panel)
     moves(panel, control, value)
+
+
+def test_a_panel_leaves_the_transformer_in_the_mode_it_was_in(pair):
+    transformer, vqvae = pair
+    transformer.train()
+    no_error(widgets.Completion(transformer, vqvae))
+    assert transformer.training

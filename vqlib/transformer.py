@@ -241,7 +241,8 @@ def _for_few_rows(linear, rows):
     products and float32 sums. PyTorch has this for CPUs with FBGEMM (x86).
     """
     weight, bias = linear.weight.detach(), linear.bias.detach()
-    if (rows <= 128 and weight.device.type == "cpu" and weight.dtype == torch.float32 and
+    few = rows <= 128  # with more, the arithmetic takes the time, and float32's is faster
+    if (few and weight.device.type == "cpu" and weight.dtype == torch.float32 and
             torch.backends.quantized.engine in ("x86", "fbgemm") and torch.equal(weight.half().float(), weight)):
         packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)

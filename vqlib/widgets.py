@@ -20,6 +20,7 @@ from vqlib import checkpoints, data
 from vqlib import interactive as compute
 from vqlib.sampling import code_log_probs, sample
 from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES
+from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID
 
 CLASSES = [(name, label) for label, name in enumerate(data.CLASS_NAMES)]
@@ -101,7 +102,8 @@ class SamplingStudio(Panel):
 
     def _build(self, transformer=None, vqvae=None, judge=None, critic=None, label=6, n=4, seed=0):
         self._models(transformer, vqvae)
-        self.stepper = self.transformer.eval().stepper()
+        with eval_mode(self.transformer):
+            self.stepper = self.transformer.stepper()
         self.judge = judge if judge is not None else checkpoints.load_classifier("judge")
         self.critic = critic if critic is not None else checkpoints.load_classifier("critic")
         self.label = _slider(W.SelectionSlider, "class", label, options=CLASSES)
@@ -307,7 +309,8 @@ class Completion(Panel):
 
     def _build(self, transformer=None, vqvae=None, number=4, rows=3, n=8, seed=0):
         self._models(transformer, vqvae)
-        self.stepper = self.transformer.eval().stepper()
+        with eval_mode(self.transformer):
+            self.stepper = self.transformer.stepper()
         self.pictures, self.how_many = data.load_sample("test"), n
         self.number = _slider(W.IntSlider, "test picture", number, min=0, max=len(self.pictures) - 1)
         self.rows = _slider(W.IntSlider, "rows to keep", rows, min=0, max=GRID)
