@@ -72,7 +72,7 @@ def test_pictures_are_mirrored_at_random_in_training(train):
     stage.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     images = data.to_images(stage.pixels)
     for _ in range(20):
-        stage.loss(torch.arange(8), torch.autocast("cpu", enabled=False))
+        stage.loss(training.Batch(torch.arange(8)), torch.autocast("cpu", enabled=False))
     mirrored = [torch.equal(a, b.flip(-1)) for batch in seen for a, b in zip(batch, images, strict=True)]
     kept = [torch.equal(a, b) for batch in seen for a, b in zip(batch, images, strict=True)]
     assert 50 < sum(mirrored) < 110 and sum(mirrored) + sum(kept) == 160

@@ -77,16 +77,17 @@ def often(monkeypatch):
     monkeypatch.setattr(training, "fit", partial(training.fit, log_every=2, save_every=2))
 
 
-def stop_at(monkeypatch, step, action):
-    """Do `action` in training step `step` (from 1), once."""
-    seen = []
+def stop_at(monkeypatch, step, action, seen=None):
+    """Do `action` in training step `step` (from 1), once. seen: a list to note the steps in."""
+    seen = [] if seen is None else seen
     original = training._seed
 
     def seed(number, at):
-        original(number, at)
+        generator = original(number, at)
         seen.append(at)
         if at + 1 == step and seen.count(at) == 1:
             action()
+        return generator
 
     monkeypatch.setattr(training, "_seed", seed)
 
@@ -293,9 +294,9 @@ def test_a_resumed_run_does_only_what_is_left(some, tmp_path, often, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run(VQVAE_TINY, some, tmp_path / "m.safetensors")
     steps = []
-    monkeypatch.setattr(training, "_seed", lambda seed, step: steps.append(step + 1))
+    stop_at(monkeypatch, None, None, steps)
     run(VQVAE_TINY, some, tmp_path / "m.safetensors")
-    assert steps == [7, 8, 9, 10, 11, 12]
+    assert steps == [6, 7, 8, 9, 10, 11]  # from 0
 
 
 KILLED = """
@@ -417,9 +418,9 @@ def test_a_seed_means_the_same_weights_and_the_readers_randomness_is_untouched(s
 def test_every_epoch_shows_each_picture_once_in_another_order(some, monkeypatch, epochs):
     seen, original = [], training.VQVAEStage.loss
 
-    def loss(stage, index, autocast):
-        seen.append(index.tolist())
-        return original(stage, index, autocast)
+    def loss(stage, batch, autocast):
+        seen.append(batch.examples().tolist())
+        return original(stage, batch, autocast)
 
     monkeypatch.setattr(training.VQVAEStage, "loss", loss)
     run(dataclasses.replace(VQVAE_TINY, epochs=epochs), some)
@@ -436,9 +437,9 @@ def test_every_epoch_shows_each_picture_once_in_another_order(some, monkeypatch,
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(some, tmp_path, often, monkeypatch, bad):
     original, calls = training.VQVAEStage.loss, []
 
-    def loss(stage, index, autocast):
+    def loss(stage, batch, autocast):
         calls.append(1)
-        return original(stage, index, autocast) * (bad if len(calls) > 5 else 1)
+        return original(stage, batch, autocast) * (bad if len(calls) > 5 else 1)
 
     monkeypatch.setattr(training.VQVAEStage, "loss", loss)
     with pytest.raises(FloatingPointError, match=f"the loss became {bad} at step 6.*lower learning rate than 0.001"):
@@ -562,7 +563,7 @@ def test_seed_defect_5_a_training_sequence_is_one_picture(some):
     assert torch.equal(codes, encode_pixels(tokenizer(), some.pixels))
     seen = []
     stage.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    stage.loss(torch.tensor([3, 5]), torch.autocast("cpu", enabled=False))
+    stage.loss(training.Batch(torch.tensor([3, 5])), torch.autocast("cpu", enabled=False))
     assert torch.equal(seen[0][:, 1:], stage.tokens[[3, 5], 1:50])
 
 
@@ -572,7 +573,7 @@ def test_a_share_of_the_sequences_begins_with_any_class(some):
     whole, seen = stage.tokens.clone(), []
     stage.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     for _ in range(20):
-        stage.loss(torch.arange(90), torch.autocast("cpu", enabled=False))
+        stage.loss(training.Batch(torch.arange(90)), torch.autocast("cpu", enabled=False))
     firsts = torch.stack([batch[:, 0] for batch in seen])
     any_class = firsts == 74
     assert 0.25 < any_class.float().mean() < 0.35 and (any_class.any(0).float().mean() > 0.95)
@@ -580,7 +581,7 @@ def test_a_share_of_the_sequences_begins_with_any_class(some):
     assert all(torch.equal(batch[:, 1:], whole[:, 1:50]) for batch in seen) and torch.equal(stage.tokens, whole)
     never = training.TransformerStage(dataclasses.replace(TRANSFORMER_TINY, drop_class=0.0), pair, "cpu")
     never.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    never.loss(torch.arange(90), torch.autocast("cpu", enabled=False))
+    never.loss(training.Batch(torch.arange(90)), torch.autocast("cpu", enabled=False))
     assert torch.equal(seen[-1], whole[:, :50])
 
 
@@ -588,6 +589,6 @@ def test_cross_entropy_is_over_the_whole_vocabulary(some):
     recipe = dataclasses.replace(TRANSFORMER_TINY, drop_class=0.0)
     stage = training.TransformerStage(recipe, (encode_pixels(tokenizer(), some.pixels), some.labels), "cpu")
     stage.model.eval()
-    loss = stage.loss(torch.arange(4), torch.autocast("cpu", enabled=False))
+    loss = stage.loss(training.Batch(torch.arange(4)), torch.autocast("cpu", enabled=False))
     logits = stage.model(stage.tokens[:4, :50])
     assert loss.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), stage.tokens[:4, 1:].flatten()).item())

@@ -4,6 +4,7 @@
     python -m vqlib.training vqvae --recipe seed      # one stage, by the seed's recipe as written
     python -m vqlib.training all --holdout            # choosing: train on 55,000, score the 5,000 held out
     python -m vqlib.training classifiers              # the two that judge samples
+    torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes (distributed.py)
 
 All that is random in step t is drawn from (seed, t): data order, dropout, revived codes. So a run that was killed goes
 on from its last checkpoint and ends with the weights of a run that was not.
@@ -12,19 +13,24 @@ on from its last checkpoint and ends with the weights of a run that was not.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
+import re
+import signal
 import time
+import warnings
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from tqdm import tqdm
 
-from vqlib import checkpoints, data, evaluation
+from vqlib import checkpoints, data, distributed, evaluation
 from vqlib.classifier import Classifier, ClassifierConfig, accuracy
+from vqlib.sampling import log_likelihood, sample
 from vqlib.tokens import END_TOKEN, encode_pixels, perplexity, to_sequences
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
@@ -105,10 +111,39 @@ def learning_rate(recipe, step, steps_per_epoch):
 
 
 def pick_device():
-    """"cuda" where there is one, else "mps", else "cpu"."""
+    """"cuda" where there is one, else "mps" where it computes what a CPU does (else it says so), else "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    try:
+        difference = _difference_from_cpu("mps")
+        if difference < 1e-3:
+            return "mps"
+        reason = f"its results differ by {difference:.2g}"
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # operations or dtypes it doesn't have
+        reason = str(error).splitlines()[0]
+    warnings.warn(f"this machine has an Apple GPU (mps), but it does not do what is needed here ({reason}). Going on "
+                  f"with the CPU; a newer PyTorch may help", stacklevel=2)
+    return "cpu"
+
+
+@functools.cache
+def _difference_from_cpu(device):
+    """The largest difference of both stages' losses, gradients and samples, computed there and on the CPU."""
+    results = {}
+    with _own_randomness("cpu"):
+        for place in ("cpu", device):
+            torch.manual_seed(0)
+            vqvae, transformer = VQVAE(VQVAEConfig(channels=8)), Transformer(TransformerConfig(d_model=32, n_layers=2))
+            vqvae, transformer = vqvae.to(place), transformer.to(place).eval()
+            output = vqvae(torch.linspace(-1, 1, 4 * 28 * 28).reshape(4, 1, 28, 28).to(place))
+            codes = sample(transformer, torch.arange(4), generator=torch.Generator().manual_seed(0))
+            loss = output.images.pow(2).mean() - log_likelihood(transformer, codes, torch.arange(4)).mean()
+            loss.backward()
+            grads = [p.grad.flatten() for p in (*vqvae.parameters(), *transformer.parameters()) if p.grad is not None]
+            results[place] = torch.cat([loss.detach()[None], codes.flatten().float(), *grads]).cpu()
+    return (results["cpu"] - results[device]).abs().max().item()
 
 
 def has_bf16(device):
@@ -122,50 +157,70 @@ def has_bf16(device):
 # --- what is particular to each stage --------------------------------------------------------------------------------
 
 
+class Batch(NamedTuple):
+    """Which examples a step is about. Random numbers are drawn for all of it, whoever computes which part."""
+
+    index: torch.Tensor                        # (B,) int64, the whole batch
+    mine: slice = slice(None)                  # the part of it that is this process's
+    generator: torch.Generator | None = None   # the same in all processes
+
+    def examples(self):
+        return self.index[self.mine]
+
+    def happens(self, probability):
+        """(b,) bool on the CPU: for each example of this process, whether something of this probability happens."""
+        return torch.rand(len(self.index), generator=self.generator)[self.mine] < probability
+
+
 class VQVAEStage:
     """Reconstruction + codebook + β · commitment (arXiv 1711.00937, eq. 3), on (N, 28, 28) uint8 pixels."""
 
     def __init__(self, recipe, dataset, device):
         self.recipe, self.pixels = recipe, dataset.pixels.to(device)
         self.model = VQVAE(recipe.model).to(device, memory_format=torch.channels_last)  # faster convolutions
+        self.parallel = self.model
         self.reset_metrics()
 
-    def initialise(self):
+    def initialise(self, generator):
         if self.recipe.kmeans_init:
             with torch.no_grad():
                 latents = self.model.encoder(data.to_images(self.pixels[:2000]))
-            self.model.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"))
+            self.model.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), generator)
 
-    def loss(self, index, autocast):
-        images = data.to_images(self.pixels[index])
+    def loss(self, batch, autocast):
+        images = data.to_images(self.pixels[batch.examples()])
         with autocast:
-            output = self.model(images)
+            output = self.parallel(images)
         quantized = output.quantized
         mse = F.mse_loss(output.images.float(), images)
         loss = mse + quantized.codebook_loss + self.recipe.beta * quantized.commitment_loss
         if self.recipe.model.ema:
             loss = mse + self.recipe.beta * quantized.commitment_loss
-        self.vectors = rearrange(output.latents.detach().float(), "b d h w -> (b h w) d")
-        self.codes = quantized.codes.flatten()
-        self.squared_error += mse.detach() / 4 * len(images)  # on the [0, 1] scale
-        self.pictures += len(images)
-        self.counts += torch.bincount(self.codes, minlength=len(self.counts))
+        self.latents, self.codes = output.latents.detach().float(), quantized.codes
+        self.totals["squared error"] += mse.detach() / 4 * len(images)  # on the [0, 1] scale
+        self.totals["pictures"] += len(images)
+        self.totals["counts"] += torch.bincount(self.codes.flatten(), minlength=self.recipe.model.num_codes)
         return loss
 
-    def after_step(self):
+    def after_step(self, batch):
         if self.recipe.model.ema:
-            self.revived += self.model.quantizer.ema_update(self.vectors, self.codes, self.recipe.ema_decay,
-                                                            self.recipe.revive_below)
+            latents, codes = (distributed.gather(part, batch.mine, len(batch.index))
+                              for part in (self.latents, self.codes))
+            revived = self.model.quantizer.ema_update(
+                rearrange(latents, "b d h w -> (b h w) d"), codes.flatten(), self.recipe.ema_decay,
+                self.recipe.revive_below, batch.generator)
+            self.totals["revived"] += revived / distributed.count()  # each process counts the same ones
 
     def reset_metrics(self):
         device = self.pixels.device
-        self.squared_error, self.revived = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.counts = torch.zeros(self.recipe.model.num_codes, dtype=torch.int64, device=device)
-        self.pictures = 0
+        self.totals = {name: torch.zeros((), device=device) for name in ("squared error", "pictures", "revived")}
+        self.totals["counts"] = torch.zeros(self.recipe.model.num_codes, dtype=torch.int64, device=device)
 
     def metrics(self):
-        return {"mse": self.squared_error.item() / self.pictures, "codes": int((self.counts > 0).sum()),
-                "perplexity": perplexity(self.counts.float() / self.counts.sum()), "revived": int(self.revived)}
+        counts = self.totals["counts"]
+        return {"mse": (self.totals["squared error"] / self.totals["pictures"]).item(),
+                "codes": int((counts > 0).sum()), "perplexity": perplexity(counts.float() / counts.sum()),
+                "revived": round(self.totals["revived"].item())}
 
     def evaluate(self, dataset):
         return evaluation.evaluate_vqvae(self.model, dataset)
@@ -181,31 +236,33 @@ class TransformerStage:
     def __init__(self, recipe, pair, device):
         self.recipe, self.tokens = recipe, to_sequences(*pair).to(device)
         self.model = Transformer(recipe.model).to(device)
+        self.parallel = self.model
         self.reset_metrics()
 
-    def initialise(self):
+    def initialise(self, generator):
         pass
 
-    def loss(self, index, autocast):
-        tokens = self.tokens[index]
+    def loss(self, batch, autocast):
+        tokens = self.tokens[batch.examples()]
         if self.recipe.drop_class:
-            dropped = (torch.rand(len(tokens)) < self.recipe.drop_class).to(tokens.device)
+            dropped = batch.happens(self.recipe.drop_class).to(tokens.device)
             tokens[:, 0] = torch.where(dropped, END_TOKEN, tokens[:, 0])  # indexing made a copy
         with autocast:
-            logits = self.model(tokens[:, :-1])
+            logits = self.parallel(tokens[:, :-1])
         nats = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        self.nats += nats.detach().reshape(len(tokens), -1)[:, :-1].mean()  # codes only: the end token is no news
-        self.steps += 1
+        by_picture = nats.detach().reshape(len(tokens), -1)[:, :-1].mean(1)  # codes only: the end token is no news
+        self.totals["nats"] += by_picture.sum()
+        self.totals["pictures"] += len(tokens)
         return nats.mean()
 
-    def after_step(self):
+    def after_step(self, batch):
         pass
 
     def reset_metrics(self):
-        self.nats, self.steps = torch.zeros((), device=self.tokens.device), 0
+        self.totals = {name: torch.zeros((), device=self.tokens.device) for name in ("nats", "pictures")}
 
     def metrics(self):
-        return {"nats_per_code": self.nats.item() / self.steps}
+        return {"nats_per_code": (self.totals["nats"] / self.totals["pictures"]).item()}
 
     def evaluate(self, pair):
         return evaluation.evaluate_transformer(self.model, *pair)
@@ -217,28 +274,29 @@ class ClassifierStage:
     def __init__(self, recipe, dataset, device):
         self.recipe, self.pixels, self.labels = recipe, dataset.pixels.to(device), dataset.labels.to(device)
         self.model = Classifier(recipe.model).to(device, memory_format=torch.channels_last)
+        self.parallel = self.model
         self.reset_metrics()
 
-    def initialise(self):
+    def initialise(self, generator):
         pass
 
-    def loss(self, index, autocast):
-        images, labels = data.to_images(self.pixels[index]), self.labels[index]
-        mirrored = (torch.rand(len(images), 1, 1, 1) < 0.5).to(images.device)
+    def loss(self, batch, autocast):
+        images, labels = data.to_images(self.pixels[batch.examples()]), self.labels[batch.examples()]
+        mirrored = batch.happens(0.5).to(images.device)[:, None, None, None]
         with autocast:
-            logits = self.model(torch.where(mirrored, images.flip(-1), images))
-        self.right += (logits.argmax(1) == labels).sum()
-        self.pictures += len(labels)
+            logits = self.parallel(torch.where(mirrored, images.flip(-1), images))
+        self.totals["right"] += (logits.argmax(1) == labels).sum()
+        self.totals["pictures"] += len(labels)
         return F.cross_entropy(logits.float(), labels)
 
-    def after_step(self):
+    def after_step(self, batch):
         pass
 
     def reset_metrics(self):
-        self.right, self.pictures = torch.zeros((), device=self.pixels.device), 0
+        self.totals = {name: torch.zeros((), device=self.pixels.device) for name in ("right", "pictures")}
 
     def metrics(self):
-        return {"accuracy": self.right.item() / self.pictures}
+        return {"accuracy": (self.totals["right"] / self.totals["pictures"]).item()}
 
     def evaluate(self, dataset):
         return {"accuracy": accuracy(self.model, dataset), "pictures": len(dataset)}
@@ -252,7 +310,9 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
 
     validation: scored after each epoch by ``stage.evaluate``. data_id: says what data it is; a checkpoint of other
     data or of another recipe is an error. Returns the history: {"steps": [...], "epochs": [...], "seconds": float}.
-    Raises ValueError where the checkpoint doesn't fit, FloatingPointError where the loss is not a number.
+    Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a second one breaks the step off.
+    Raises ValueError where the checkpoint doesn't fit, FloatingPointError where the loss is not a number, MemoryError
+    where there is not enough memory.
     """
     model, device = stage.model, next(stage.model.parameters()).device
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -260,40 +320,47 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
                                    {"params": others, "weight_decay": 0.0}], betas=recipe.betas)  # decay 0: plain Adam
     bf16 = recipe.mixed_precision and has_bf16(device)
-    steps_per_epoch = math.ceil(size / recipe.batch_size)
+    B, steps_per_epoch = recipe.batch_size, math.ceil(size / recipe.batch_size)
+    if distributed.count() > (least := size - B * (steps_per_epoch - 1)):
+        raise ValueError(f"the last batch of an epoch has {least} of {size} examples, too few for "
+                         f"{distributed.count()} processes: start fewer of them")
     history = {"steps": [], "epochs": [], "seconds": 0.0, "device": str(device.type), "bf16": bf16}
     resume = Path(path).with_suffix(".resume.safetensors") if path else None
     identity = {"recipe": _plain(recipe), "data": data_id, "size": size}
-    first = 0
-    with _own_randomness(device):
+    first = step = 0
+    with _own_randomness(device), _ctrl_c_waits() as asked_to_stop:
         if resume and resume.is_file():
-            first, history = _load_state(resume, identity, model, optimizer)
+            first, history = _load_state(resume, identity, stage, optimizer)
         else:
-            _seed(recipe.seed, -1)
-            stage.initialise()
+            stage.initialise(_seed(recipe.seed, -1))
+        stage.parallel = distributed.wrap(model)
         model.train()
         started, spent = time.perf_counter(), history["seconds"]
         bar = tqdm(total=recipe.epochs * steps_per_epoch, initial=first, desc=f"{type(model).__name__} ({recipe.name})",
-                   disable=not progress, mininterval=1.0)
+                   disable=not progress or distributed.rank() > 0, mininterval=1.0)
         try:
             for step in range(first, recipe.epochs * steps_per_epoch):
                 epoch, at = divmod(step, steps_per_epoch)
                 if at == 0 or step == first:
                     order = torch.randperm(size, generator=torch.Generator().manual_seed(recipe.seed * 1000 + epoch))
                     order = order.to(device)
-                _seed(recipe.seed, step)
+                index = order[at * B:(at + 1) * B]
+                batch = Batch(index, distributed.share(len(index)), _seed(recipe.seed, step))
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step, steps_per_epoch)
-                index = order[at * recipe.batch_size:(at + 1) * recipe.batch_size]
-                loss = stage.loss(index, torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+                loss = stage.loss(batch, torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+                loss = loss * (len(batch.examples()) * distributed.count() / len(index))  # their mean is the batch's
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                stage.after_step()
+                stage.after_step(batch)
                 bar.update()
                 last = at + 1 == steps_per_epoch
                 if (at + 1) % log_every == 0 or last:
-                    row = {"step": step + 1, "loss": loss.item(), **stage.metrics()}
+                    for total in stage.totals.values():
+                        distributed.sum_up(total)
+                    mean_loss = distributed.sum_up(loss.detach() / distributed.count()).item()
+                    row = {"step": step + 1, "loss": mean_loss, **stage.metrics()}
                     if not math.isfinite(row["loss"]):
                         raise FloatingPointError(f"the loss became {row['loss']} at step {step + 1}. Try a lower "
                                                  f"learning rate than {recipe.learning_rate}, or mixed_precision=False")
@@ -304,19 +371,50 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
                     model.eval()
                     history["epochs"].append({"epoch": epoch + 1, **stage.evaluate(validation)})
                     model.train()
-                if resume and ((at + 1) % save_every == 0 or last):
+                if resume and ((at + 1) % save_every == 0 or last or asked_to_stop):
                     history["seconds"] = spent + time.perf_counter() - started
-                    _save_state(resume, identity, step + 1, history, model, optimizer)
+                    _save_state(resume, identity, step + 1, history, stage, optimizer)
+                if asked_to_stop:
+                    step += 1
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             bar.write(f"Stopped at step {step}. " + (f"The last checkpoint is {resume.name}: the same command goes on "
                                                      f"from there." if resume and resume.is_file() else
                                                      "No checkpoint was written yet."))
             raise
+        except (RuntimeError, MemoryError) as error:  # PyTorch's own errors of this kind are RuntimeErrors
+            if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|enough memory",
+                                                                 str(error)):
+                raise
+            raise MemoryError(f"out of memory at step {step + 1}, with {B} examples in a batch. Try a smaller batch "
+                              f"(--batch-size {max(1, B // 2)}, or batch_size in the recipe) or another device"
+                              ) from error
         finally:
             bar.close()
         history["seconds"] = spent + time.perf_counter() - started
     model.eval()
     return history
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits():
+    """Within it the first Ctrl-C is noted in the list it yields, so that a step is not cut in two."""
+    asked = []
+
+    def note(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    try:  # in several processes each would stop at a step of its own, and the others wait for it
+        before = signal.signal(signal.SIGINT, note) if distributed.count() == 1 else None
+    except ValueError:  # not the main thread: no Ctrl-C comes here
+        before = None
+    try:
+        yield asked
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _own_randomness(device):
@@ -325,34 +423,45 @@ def _own_randomness(device):
 
 
 def _seed(seed, step):
-    torch.manual_seed(seed * 1_000_003 + step + 1)
+    """What is random in a step: returns a generator, the same in all processes; dropout is each process's own."""
+    number = seed * 1_000_003 + step + 1
+    torch.manual_seed(1009 * number + distributed.rank() + 1)
+    return torch.Generator().manual_seed(number)
 
 
 def _plain(recipe):
     return {**dataclasses.asdict(recipe), "betas": list(recipe.betas)}  # as JSON gives it back
 
 
-def _save_state(path, identity, step, history, model, optimizer):
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+def _save_state(path, identity, step, history, stage, optimizer):
+    if distributed.rank() > 0:
+        return
+    tensors = {f"model.{name}": tensor for name, tensor in stage.model.state_dict().items()}
+    tensors |= {f"totals.{name}": tensor for name, tensor in stage.totals.items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in state.items()}
     checkpoints.save(path, "training state", tensors, identity=identity, step=step, history=history)
 
 
-def _load_state(path, identity, model, optimizer):
+def _load_state(path, identity, stage, optimizer):
     tensors, info = checkpoints.read(path, "training state")
-    if info["identity"] != identity:
-        differs = [k for k in identity if info["identity"].get(k) != identity[k]]
+    if info.get("identity") != identity:
+        differs = [k for k in identity if info.get("identity", {}).get(k) != identity[k]]
         raise ValueError(f"{path} is the checkpoint of another run (different {' and '.join(differs)}). Delete it to "
                          f"start afresh, or set VQLIB_RUNS to another folder to keep both")
-    model.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
     state = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            state.setdefault(int(i), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return info["step"], info["history"]
+    try:
+        model = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+        stage.model.load_state_dict(model)
+        stage.totals = {name: tensors[f"totals.{name}"].to(old.device) for name, old in stage.totals.items()}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, i, name = key.split(".")
+                state.setdefault(int(i), {})[name] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return info["step"], info["history"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of this model ({error}). Delete it to start afresh") from error
 
 
 # --- the two stages, start to end ------------------------------------------------------------------------------------
@@ -390,7 +499,7 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
     vqvae = vqvae.to(device)
     tokenizer = checkpoints.tokenizer_id(vqvae)
     data_id = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}, tokenizer {tokenizer[:16]}"
-    load = partial(checkpoints.load_model, cls=Transformer, config_cls=TransformerConfig, device=device)
+    load = functools.partial(checkpoints.load_model, cls=Transformer, config_cls=TransformerConfig, device=device)
     if done := _finished(path, recipe, data_id, load):  # data_id names the tokenizer: another's is trained anew
         return done
     pairs = [d and (encode_pixels(vqvae, d.pixels, progress=progress), d.labels) for d in (train, validation, test)]
@@ -431,17 +540,24 @@ def _finished(path, recipe, data_id, load):
     model = load(path)
     if model.info["recipe"] != _plain(recipe) or model.info["data"] != data_id:
         return None  # of another recipe: it stays until the new run is done
-    print(f"{path} is a finished run of this recipe on this data: loaded. Delete it to train again.")
+    _say(f"{path} is a finished run of this recipe on this data: loaded. Delete it to train again.")
     return model
 
 
 def _finish(model, path, info, dtype=None):
     model.info = info
     if path is not None:
-        checkpoints.save_model(path, model, dtype, **info)
-        Path(path).with_suffix(".resume.safetensors").unlink(missing_ok=True)
+        if distributed.rank() == 0:
+            checkpoints.save_model(path, model, dtype, **info)
+            Path(path).with_suffix(".resume.safetensors").unlink(missing_ok=True)
+        distributed.wait()  # the next stage of each process reads this file
         model.info = {**info, "path": str(path)}
     return model
+
+
+def _say(text):
+    if distributed.rank() == 0:
+        print(text)
 
 
 def main(arguments=None):
@@ -455,8 +571,22 @@ def main(arguments=None):
                         "each epoch, leave the test set alone; saves under holdout/")
     parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "
                         "500 to test")
-    parser.add_argument("--device", help="cuda, mps or cpu; default the first of them that is there")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="another batch size than the recipe's, e.g. where "
+                        "memory is short")
+    parser.add_argument("--device", help="cuda, mps or cpu; default the first of them that is there and works")
     options = parser.parse_args(arguments)
+    options.device = options.device or pick_device()
+    if options.batch_size is not None and options.batch_size < 1:
+        parser.error(f"--batch-size must be 1 or more, got {options.batch_size}")
+    if not distributed.launched():
+        return _train(options, parser.error)
+    if options.stage == "classifiers":
+        parser.error("the classifiers' BatchNorm needs whole batches: train them without torchrun")
+    with distributed.processes(options.device):
+        return _train(options, parser.error)
+
+
+def _train(options, refuse):
     train = data.load("train", sample=options.sample)
     validation, test, folder = None, None, checkpoints.runs_folder()
     if options.holdout:
@@ -464,21 +594,24 @@ def main(arguments=None):
         folder = folder / "holdout"
     else:
         test = data.load("test", sample=options.sample)
-    vqvae_recipe, transformer_recipe = RECIPES[options.recipe]
+    recipes = (*RECIPES[options.recipe], JUDGE, CRITIC)
+    if options.batch_size:
+        recipes = [dataclasses.replace(recipe, batch_size=options.batch_size) for recipe in recipes]
+    vqvae_recipe, transformer_recipe, *judges = recipes
     if options.stage in ("vqvae", "all"):
         vqvae = train_vqvae(vqvae_recipe, train, validation, test, folder / "vqvae.safetensors", options.device)
         _report(vqvae)
     if options.stage == "classifiers":
-        for recipe in (JUDGE, CRITIC):
+        for recipe in judges:
             _report(train_classifier(recipe, train, validation, test, folder / f"{recipe.name}.safetensors",
                                      options.device))
     if options.stage in ("transformer", "all"):
         own = folder / "vqvae.safetensors"
         if options.holdout and not own.is_file():
-            parser.error(f"--holdout takes a tokenizer that never saw the held-out pictures, and there is no {own}: "
-                         f"run `python -m vqlib.training vqvae --holdout` first, or `all --holdout`")
+            refuse(f"--holdout takes a tokenizer that never saw the held-out pictures, and there is no {own}: "
+                   f"run `python -m vqlib.training vqvae --holdout` first, or `all --holdout`")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
-        print(f"tokenizer: {vqvae.info['path']}")
+        _say(f"tokenizer: {vqvae.info['path']}")
         transformer = train_transformer(transformer_recipe, vqvae, train, validation, test,
                                         folder / "transformer.safetensors", options.device)
         _report(transformer)
@@ -487,7 +620,7 @@ def main(arguments=None):
 def _report(model):
     figures = model.info.get("test") or model.info["history"]["epochs"][-1]
     shown = ", ".join(f"{k} {v:.5g}" for k, v in figures.items() if isinstance(v, int | float))
-    print(f"{model.info['path']}: {model.info['history']['seconds']:.0f} s; "
+    _say(f"{model.info['path']}: {model.info['history']['seconds']:.0f} s; "
           f"{'test' if 'test' in model.info else 'validation'}: {shown}")
 
 

@@ -130,7 +130,7 @@ def train_steps(vqvae, train, device, bf16, steps=10):
         recipe = dataclasses.replace(recipe, epochs=1, **({"kmeans_init": False} if name == "VQ-VAE" else {}))
         stage = kind(recipe, examples, device)
         with FlopCounterMode(display=False) as counter:
-            stage.loss(torch.arange(recipe.batch_size), torch.autocast("cpu", enabled=False)).backward()
+            stage.loss(training.Batch(torch.arange(recipe.batch_size)), torch.autocast("cpu", enabled=False)).backward()
         flops[name] = steps * counter.get_total_flops()
         contenders[name] = lambda stage=stage, recipe=recipe: training.fit(stage, recipe, len(part), progress=False)
     matrix = torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)

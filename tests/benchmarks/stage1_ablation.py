@@ -156,27 +156,28 @@ class AblationStage(VQVAEStage):
             self.model.quantizer = quantizer
 
     @torch.no_grad()
-    def initialise(self):
+    def initialise(self, generator):
         if self.codebook_std:
             self.model.quantizer.codebook.normal_(std=self.codebook_std)
             self.model.quantizer.ema_sum.copy_(self.model.quantizer.codebook)
-        super().initialise()
+        super().initialise(generator)
 
     @torch.no_grad()
-    def after_step(self):
+    def after_step(self, batch):
         """Revival without EMA: use is counted as `VectorQuantizer.ema_update` counts it; a dead code restarts at a
         random vector of the batch. Adam's moments of its row stay: unused for so long, its first has faded."""
         recipe, quantizer = self.recipe, self.model.quantizer
         if recipe.model.ema or not recipe.revive_below:
-            return super().after_step()
+            return super().after_step(batch)
         K = recipe.model.num_codes
-        share = torch.bincount(self.codes, minlength=K) * (K / len(self.codes))  # 1 = an even share
+        vectors, codes = rearrange(self.latents, "b d h w -> (b h w) d"), self.codes.flatten()
+        share = torch.bincount(codes, minlength=K) * (K / len(codes))  # 1 = an even share
         quantizer.ema_count.lerp_(share, 1 - recipe.ema_decay)
         dead = quantizer.ema_count < recipe.revive_below
-        picks = torch.randint(len(self.vectors), (K,)).to(dead.device)
-        quantizer.codebook.copy_(torch.where(dead[:, None], self.vectors[picks], quantizer.codebook))
+        picks = torch.randint(len(vectors), (K,), generator=batch.generator).to(dead.device)
+        quantizer.codebook.copy_(torch.where(dead[:, None], vectors[picks], quantizer.codebook))
         quantizer.ema_count.masked_fill_(dead, 1.0)
-        self.revived += dead.sum()
+        self.totals["revived"] += dead.sum()
 
 
 def run(variant, train, validation):
