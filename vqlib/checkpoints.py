@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 
 import vqlib
@@ -83,12 +83,13 @@ def read(path, kind):
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if header.get("kind") != kind:
-            raise ValueError(f"{path} holds {header.get('kind', 'no description of itself')!r}, expected {kind!r}")
-        info = json.loads(header["info"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        if header.get("kind", kind) == kind:
+            info, digest = json.loads(header["info"]), _digest(tensors, header["kind"] + header["info"])
+    except Exception as error:  # whatever a damaged or hostile file raises in any of these
         raise ValueError(f"{path} is damaged or no weight file of this project ({error}). {_remedy(path)}") from error
-    if header.get("sha256") != _digest(tensors, header["kind"] + header["info"]):
+    if header["kind"] != kind:
+        raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}")
+    if header.get("sha256") != digest:
         raise ValueError(f"{path} is damaged: its content doesn't have the SHA-256 that its header states. "
                          f"{_remedy(path)}")
     return tensors, info
@@ -128,16 +129,35 @@ def save_model(path, model, dtype=None, **info):
 def load_model(path, cls, config_cls, device="cpu"):
     """Load a model that `save_model` wrote, in eval mode and float32, with the header in ``model.info``.
 
-    Raises ValueError where the file is damaged or doesn't fit the configuration it states.
+    Raises ValueError where the file is damaged, doesn't fit the configuration it states, or holds values that are no
+    finite numbers.
     """
     tensors, info = read(path, cls.__name__)
     try:
-        model = cls(config_cls(**info["config"]))
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+        model = _build(cls, config_cls, info["config"], tensors)
+    except Exception as error:  # whatever a configuration that fits no model raises
         raise ValueError(f"{path} does not fit its configuration ({error}). {_remedy(Path(path))}") from error
     model.info = {**info, "path": str(path)}
     return model.eval().to(device)
+
+
+def _build(cls, config_cls, config, tensors):
+    """The model of this configuration with these weights; nothing is allocated that the weights wouldn't fill."""
+    widest = max(size for tensor in tensors.values() for size in (1, *tensor.shape))
+    for name, value in config.items():
+        most = len(tensors) if name in ("n_layers", "residual_blocks") else widest
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise ValueError(f"{name} is {value}, which no tensor here bears out")
+    with torch.device("meta"):  # shapes only
+        expected = {name: tuple(t.shape) for name, t in cls(config_cls(**config)).state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ValueError(f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}")
+    if strange := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise ValueError(f"{strange[0]} holds values that are no finite numbers")
+    model = cls(config_cls(**config))
+    model.load_state_dict(tensors)
+    return model
 
 
 def load_vqvae(path=None, shipped=False, device="cpu"):
