@@ -132,7 +132,7 @@ def test_coverage_sees_what_is_missing():
     assert evaluation.coverage(real, real[:100]) == 0.5  # one of two clusters is never written
     assert evaluation.coverage(real, real[:1].repeat(200, 1)) < 0.1  # one picture, again and again
     for k in (0, 200):
-        with pytest.raises(ValueError, match=f"k must be in 1…199.*got {k}"):
+        with pytest.raises(ValueError, match=f"k must be a whole number in 1…199.*got {k}"):
             evaluation.coverage(real, real, k)
 
 

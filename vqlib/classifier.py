@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vqlib.data import to_images
+from vqlib.data import check_number, check_whole, describe, to_images
 from vqlib.tokens import NUM_CLASSES
 from vqlib.transformer import eval_mode
 
@@ -19,6 +19,11 @@ class ClassifierConfig:
     channels: int = 32      # at 28×28; twice that at 14×14, four times at 7×7
     features: int = 128
     dropout: float = 0.3
+
+    def __post_init__(self):
+        check_whole("channels", self.channels, 1)
+        check_whole("features", self.features, 1)
+        check_number("dropout", self.dropout, 0, 1)
 
 
 class Classifier(nn.Module):
@@ -47,6 +52,10 @@ def judge(classifier, images, batch_size=500):
     images: (N, 1, 28, 28) float in [-1, 1]. Returns log p(class | picture) (N, 10), ≤ 0, and features (N, 128), ≥ 0,
     both float32 on the CPU.
     """
+    if not isinstance(images, torch.Tensor) or images.shape[1:] != (1, 28, 28) or not images.is_floating_point():
+        raise ValueError(f"images must be (N, 1, 28, 28) float in [-1, 1], got {describe(images)}")
+    if not images.isfinite().all():
+        raise ValueError("images must lie in [-1, 1]; among these are NaN or infinite values")
     weight = next(classifier.parameters())
     with eval_mode(classifier):
         features = torch.cat([classifier.body(part.to(weight)) for part in images.split(batch_size)])
@@ -64,7 +73,7 @@ def rerank(critic, images, label, keep):
 
     images: (N, 1, 28, 28) in [-1, 1], all asked to be class ``label``. Returns (keep,) int64 indices, best first.
     """
-    if not 1 <= keep <= len(images):
-        raise ValueError(f"keep must be in 1…{len(images)}, the number of images; got {keep}")
     log_probs, _ = judge(critic, images)
+    check_whole("keep", keep, 1, len(images))
+    check_whole("label", label, 0, NUM_CLASSES - 1)
     return log_probs[:, label].topk(keep).indices

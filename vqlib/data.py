@@ -14,6 +14,8 @@ Data set: Xiao, Rasul, Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), MIT licence
 
 import gzip
 import hashlib
+import math
+import numbers
 import os
 import shutil
 import tempfile
@@ -74,19 +76,43 @@ class Dataset:
         return Dataset(self.pixels[index], self.labels[index], self.source)
 
 
+def check_whole(name, value, low, high=None):
+    """Raise ValueError unless ``value`` is a whole number in low…high (no upper bound: None)."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)  # numpy's too
+    if not whole or value < low or (high is not None and value > high):
+        place = f"≥ {low}" if high is None else f"in {low}…{high}"
+        raise ValueError(f"{name} must be a whole number {place}, got {value!r}")
+
+
+def check_number(name, value, low, high=math.inf):
+    """Raise ValueError unless ``value`` is a finite number in [low, high]."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
+
+
+def describe(value):
+    """What a value is, for an error: shape and dtype of a tensor or array, else its type and how it begins."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = "" if isinstance(value, torch.Tensor) else f"{type(value).__name__} "
+        return f"{kind}{tuple(value.shape)} {value.dtype}"
+    return f"{type(value).__name__} {repr(value)[:60]}"
+
+
 def to_images(pixels):
     """Stored pixels to what the networks see: (..., 28, 28) uint8 0…255 -> (..., 1, 28, 28) float32 in [-1, 1]."""
-    if pixels.dtype != torch.uint8 or pixels.shape[-2:] != (SIZE, SIZE):
+    if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.shape[-2:] != (SIZE, SIZE):
         raise ValueError(f"to_images takes (..., 28, 28) uint8 pixels as data.load returns them; "
-                         f"got {tuple(pixels.shape)} {pixels.dtype}")
+                         f"got {describe(pixels)}")
     return (pixels.float() / 127.5 - 1).unsqueeze(-3)
 
 
 def to_pixels(images):
     """The way back, rounded and clipped: (..., 1, 28, 28) float in [-1, 1] -> (..., 28, 28) uint8 0…255."""
-    if not images.is_floating_point() or images.shape[-3:] != (1, SIZE, SIZE):
-        raise ValueError(f"to_pixels takes (..., 1, 28, 28) float images in [-1, 1]; "
-                         f"got {tuple(images.shape)} {images.dtype}")
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point() or images.shape[-3:] != (1, SIZE, SIZE):
+        raise ValueError(f"to_pixels takes (..., 1, 28, 28) float images in [-1, 1]; got {describe(images)}")
+    if images.isnan().any():
+        raise ValueError("to_pixels takes images in [-1, 1]; among these are values that are not a number")
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).squeeze(-3)
 
 
@@ -103,7 +129,7 @@ def load(split, folder=None, sample=None, download=True):
     Returns a `Dataset`. Raises ValueError where a file is damaged or altered, FileNotFoundError where a named
     folder lacks the files, RuntimeError where sample=False and no source worked.
     """
-    if split not in FILES:
+    if not isinstance(split, str) or split not in FILES:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if sample or (sample is None and vqlib.fast()):
         return load_sample(split)
@@ -146,9 +172,9 @@ def split_validation(train, n_validation=5000, seed=0):
 
     The same ``seed`` holds out the same pictures, whatever is trained on the rest.
     """
-    if not 0 < n_validation < len(train):
-        raise ValueError(f"n_validation must be in 1…{len(train) - 1}, got {n_validation}")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    check_whole("n_validation", n_validation, 1, len(train) - 1)
+    check_whole("seed", seed, 0, 2**63 - 1)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(int(seed)))
     return train.subset(order[n_validation:]), train.subset(order[:n_validation])
 
 

@@ -4,12 +4,13 @@ Errors of pictures are on the [0, 1] scale, whatever the networks' [-1, 1]: an M
 """
 
 import math
+import numbers
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vqlib.data import to_images
+from vqlib.data import check_whole, describe, to_images
 from vqlib.sampling import code_log_probs, log_likelihood
 from vqlib.tokens import CODES_PER_IMAGE, GRID, encode_pixels, perplexity, usage
 
@@ -20,7 +21,9 @@ def mse(images, others):
 
 
 def psnr(mean_squared_error):
-    """Peak signal-to-noise ratio in dB, of an MSE on the [0, 1] scale."""
+    """Peak signal-to-noise ratio in dB, of an MSE ≥ 0 on the [0, 1] scale; infinite where that is 0."""
+    if not (isinstance(mean_squared_error, numbers.Real) and mean_squared_error >= 0):
+        raise ValueError(f"a mean squared error is a number ≥ 0, got {mean_squared_error!r}")
     return -10 * math.log10(mean_squared_error) if mean_squared_error > 0 else math.inf
 
 
@@ -80,6 +83,7 @@ def frechet_distance(features, others):
     |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½), of (N, D) and (M, D) float. Comparable only between figures of the same
     features and the same numbers of pictures.
     """
+    _check_features(features, others)
     a, b = features.double(), others.double()
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a covariance takes at least 2 pictures, got {len(a)} and {len(b)}")
@@ -96,11 +100,23 @@ def coverage(real, samples, k=5):
     Near: not farther than the k-th nearest other real picture. real (N, D), samples (M, D) float features; a float in
     [0, 1]. Grows with M: compare equal numbers.
     """
-    if not 1 <= k < len(real):
-        raise ValueError(f"k must be in 1…{len(real) - 1}, below the number of real pictures; got {k}")
+    _check_features(real, samples)
+    check_whole("k", k, 1, len(real) - 1)
+    if not len(samples):
+        return 0.0
     near = [torch.cdist(part, real).kthvalue(k + 1).values for part in real.split(2000)]  # itself is the first
     least = [torch.cdist(part, samples).min(1).values for part in real.split(2000)]
     return (torch.cat(least) <= torch.cat(near)).float().mean().item()
+
+
+def _check_features(features, others):
+    for given in (features, others):
+        if not isinstance(given, torch.Tensor) or given.ndim != 2 or not given.is_floating_point():
+            raise ValueError(f"features must be (N, D) float, got {describe(given)}")
+        if not given.isfinite().all():
+            raise ValueError("features must be finite: among these are NaN or infinite values")
+    if features.shape[1] != others.shape[1]:
+        raise ValueError(f"features must be of one kind, got {features.shape[1]} and {others.shape[1]} numbers each")
 
 
 def agreement(log_probs, labels):

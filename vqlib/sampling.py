@@ -10,6 +10,7 @@ import numbers
 
 import torch
 
+from vqlib.data import check_whole, describe
 from vqlib.tokens import CODES_PER_IMAGE, END_TOKEN, NUM_CODES, check_labels, to_sequences
 from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID
@@ -20,9 +21,11 @@ def gumbel_noise(n, generator=None):
 
     So the first pictures of a large batch are those of a small one, on every device.
     """
-    if generator is not None and generator.device.type != "cpu":
+    check_whole("n", n, 0)
+    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
+        got = f"one on {generator.device}" if hasattr(generator, "device") else describe(generator)
         raise ValueError(f"generator must be a CPU torch.Generator, so that a seed means the same pictures on every "
-                         f"device; got one on {generator.device}. Use torch.Generator().manual_seed(seed)")
+                         f"device; got {got}. Use torch.Generator().manual_seed(seed)")
     noise = torch.empty(n, CODES_PER_IMAGE, NUM_CODES, dtype=torch.float64)
     for picture in noise:
         picture.copy_(torch.rand(picture.shape, dtype=torch.float64, generator=generator))
@@ -176,9 +179,8 @@ def _is_number(value):
 
 def _check_prefix(prefix, n):
     if not isinstance(prefix, torch.Tensor) or prefix.dtype != torch.int64 or prefix.ndim != 2 or len(prefix) != n:
-        got = f"{tuple(prefix.shape)} {prefix.dtype}" if isinstance(prefix, torch.Tensor) else type(prefix).__name__
         raise ValueError(f"prefix must be a ({n}, P) int64 tensor, a row a label, e.g. codes.flatten(1)[:, :21] "
-                         f"for the upper three rows; got {got}")
+                         f"for the upper three rows; got {describe(prefix)}")
     if prefix.shape[1] > CODES_PER_IMAGE:
         raise ValueError(f"prefix must have at most {CODES_PER_IMAGE} codes a picture, got {prefix.shape[1]}")
     if prefix.numel() and not (prefix.min() >= 0 and prefix.max() < NUM_CODES):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import trange
 
-from vqlib.data import to_images
+from vqlib.data import check_whole, describe, to_images
 from vqlib.vqvae import GRID, check_codes
 
 NUM_CODES = 64                      # tokens 0…63 are the codes of the VQ-VAE
@@ -25,8 +25,7 @@ SEQUENCE_LENGTH = CODES_PER_IMAGE + 2  # 51
 def check_labels(labels):
     """Raise ValueError unless ``labels`` is a (B,) int64 tensor in 0…9."""
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, torch.Tensor) else repr(labels)
-        raise ValueError(f"labels must be a (B,) int64 tensor such as torch.tensor([0, 6, 9]), got {got}")
+        raise ValueError(f"labels must be a (B,) int64 tensor such as torch.tensor([0, 6, 9]), got {describe(labels)}")
     if len(labels) and not (labels.min() >= 0 and labels.max() < NUM_CLASSES):
         raise ValueError(f"labels must lie in 0…9, got {labels.min()} … {labels.max()}; "
                          f"data.CLASS_NAMES says which number is which class")
@@ -53,8 +52,7 @@ def from_sequences(tokens):
     """
     if not isinstance(tokens, torch.Tensor) or tokens.dtype != torch.int64 or tokens.ndim != 2 \
             or tokens.shape[1] != SEQUENCE_LENGTH:
-        got = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens must be a (B, {SEQUENCE_LENGTH}) int64 tensor, got {got}")
+        raise ValueError(f"tokens must be a (B, {SEQUENCE_LENGTH}) int64 tensor, got {describe(tokens)}")
     start, codes, end = tokens[:, 0], tokens[:, 1:-1], tokens[:, -1]
     for name, part, low, high in (("a start token (64…73) at position 0", start, NUM_CODES, END_TOKEN - 1),
                                   ("codes (0…63) at positions 1…49", codes, 0, NUM_CODES - 1),
@@ -68,6 +66,9 @@ def from_sequences(tokens):
 @torch.no_grad()
 def encode_pixels(vqvae, pixels, batch_size=500, progress=False):
     """The codes of many pictures: (N, 28, 28) uint8 -> (N, 7, 7) int64 on the CPU, ``batch_size`` at a time."""
+    check_whole("batch_size", batch_size, 1)
+    if not isinstance(pixels, torch.Tensor) or pixels.ndim != 3:
+        raise ValueError(f"pixels must be (N, 28, 28) uint8, got {describe(pixels)}")
     device = next(vqvae.parameters()).device
     codes = torch.empty(len(pixels), GRID, GRID, dtype=torch.int64)
     for i in trange(0, len(pixels), batch_size, desc="encoding", disable=not progress):
@@ -76,7 +77,10 @@ def encode_pixels(vqvae, pixels, batch_size=500, progress=False):
 
 
 def usage(codes):
-    """How often each code occurs: (...) int64 codes -> (64,) float32 frequencies that sum to 1."""
+    """How often each code occurs: (...) int64 codes, at least one, -> (64,) float32 frequencies that sum to 1."""
+    if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or not codes.numel() \
+            or codes.min() < 0 or codes.max() >= NUM_CODES:
+        raise ValueError(f"codes must be at least one int64 in 0…{NUM_CODES - 1}, got {describe(codes)}")
     count = torch.bincount(codes.flatten(), minlength=NUM_CODES).float()
     return count / count.sum()
 
@@ -102,6 +106,7 @@ class Histogram:
     @classmethod
     def fit(cls, codes, labels, by_class=True, by_position=True):
         """Count (with one added to every count, so that nothing is impossible). codes (N, 7, 7), labels (N,)."""
+        to_sequences(codes, labels)  # checks them
         place = labels[:, None] * CODES_PER_IMAGE + torch.arange(CODES_PER_IMAGE)               # (N, 49)
         shape = (NUM_CLASSES, CODES_PER_IMAGE, NUM_CODES)
         count = torch.bincount((place * NUM_CODES + codes.flatten(1)).flatten(), minlength=math.prod(shape))

@@ -53,6 +53,16 @@ class Recipe:
     mixed_precision: bool = True        # bf16 autocast where the hardware has bf16 (a T4 has not), else float32
     seed: int = 0
 
+    def __post_init__(self):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("drop_epoch", 0), ("warmup_steps", 0), ("seed", 0)):
+            data.check_whole(name, getattr(self, name), least)
+        for name in ("learning_rate", "drop_factor", "weight_decay"):
+            data.check_number(name, getattr(self, name), 0)
+        for beta in self.betas:
+            data.check_number("each of betas", beta, 0, 1)
+        if self.schedule not in ("constant", "drop", "cosine"):
+            raise ValueError(f"schedule must be 'constant', 'drop' or 'cosine', got {self.schedule!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAERecipe(Recipe):

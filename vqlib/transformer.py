@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from vqlib.data import check_number, check_whole, describe
 from vqlib.tokens import VOCABULARY_SIZE
 
 
@@ -24,6 +25,13 @@ class TransformerConfig:
     context: int = 152    # the seed's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
     dropout: float = 0.1
     qk_norm: bool = False  # True: queries and keys of length √d, times a learned gain, so that no logit runs away
+
+    def __post_init__(self):
+        for name in ("vocabulary_size", "d_model", "n_heads", "n_layers", "context"):
+            check_whole(name, getattr(self, name), 1)
+        check_number("dropout", self.dropout, 0, 1)
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
 
 
 class Cache:
@@ -113,8 +121,6 @@ class Transformer(nn.Module):
     def __init__(self, config=None):
         super().__init__()
         self.config = config = config or TransformerConfig()
-        if config.d_model % config.n_heads:
-            raise ValueError(f"d_model must be a multiple of n_heads, got {config.d_model} and {config.n_heads}")
         self.token_embedding = nn.Embedding(config.vocabulary_size, config.d_model)
         self.position_embedding = nn.Embedding(config.context, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
@@ -137,7 +143,8 @@ class Transformer(nn.Module):
         """(B, T) int64 tokens in 0…74 -> (B, T, 75) logits: row t is about token t + 1, and sees tokens 0…t.
 
         cache: a `Cache`; the tokens then continue those it holds, and it grows by T.
-        Raises ValueError where tokens are of another shape or dtype, or don't fit the context or the cache.
+        Raises ValueError where tokens are of another shape or dtype, or don't fit the context or the cache; IndexError
+        (on a GPU, CUDA's assertion) where one is not in 0…74.
         """
         x = self.embed(tokens, cache)
         for block in self.blocks:
@@ -148,8 +155,8 @@ class Transformer(nn.Module):
 
     def embed(self, tokens, cache=None):
         """(B, T) int64 tokens -> (B, T, d_model): what a token is, plus where it stands."""
-        if tokens.ndim != 2 or tokens.dtype != torch.int64:
-            raise ValueError(f"tokens must be (B, T) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+        if not isinstance(tokens, torch.Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
+            raise ValueError(f"tokens must be (B, T) int64, got {describe(tokens)}")
         start = cache.length if cache is not None else 0
         end, room = start + tokens.shape[1], self.config.context
         if cache is not None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from vqlib import data
+
 GRID = 7  # codes a side: two stride-2 convolutions take 28 to 14 to 7
 
 
@@ -21,6 +23,10 @@ class VQVAEConfig:
     channels: int = 64        # width at 7×7; half of it at 14×14
     residual_blocks: int = 2  # in the encoder, and again in the decoder
     ema: bool = False         # False: the codebook learns by gradient (eq. 3); True: by moving averages (appendix A.1)
+
+    def __post_init__(self):
+        for name, least in (("num_codes", 1), ("code_dim", 1), ("channels", 2), ("residual_blocks", 0)):
+            data.check_whole(name, getattr(self, name), least)
 
 
 class ResidualBlock(nn.Module):
@@ -124,8 +130,16 @@ class VectorQuantizer(nn.Module):
         vectors: (N, D) float, what the encoder gave. codes: (N,) int64, which code each chose.
         decay: γ of the paper. revive_below: a code whose moving share of the vectors falls below this fraction of an
         even share (1/K) is dead, and restarts at a random vector of the batch; 0 lets it lie.
-        Returns how many codes were revived, as a () int64 tensor.
+        Returns how many codes were revived, as a () int64 tensor. Raises ValueError, and changes nothing, where shapes,
+        dtypes or the two numbers are not these.
         """
+        data.check_number("decay", decay, 0, 1)
+        data.check_number("revive_below", revive_below, 0)
+        if not all(isinstance(given, torch.Tensor) for given in (vectors, codes)) or codes.dtype != torch.int64 \
+                or codes.ndim != 1 or not len(codes) or vectors.dtype != self.codebook.dtype \
+                or vectors.shape != (len(codes), self.codebook.shape[1]):
+            raise ValueError(f"ema_update takes (N, {self.codebook.shape[1]}) {self.codebook.dtype} vectors and their "
+                             f"(N,) int64 codes, got {data.describe(vectors)} and {data.describe(codes)}")
         K = len(self.codebook)
         chosen = F.one_hot(codes, K).to(vectors.dtype)                          # (N, K)
         self.ema_count.lerp_(chosen.sum(0) * (K / len(codes)), 1 - decay)       # 1 = an even share
@@ -180,8 +194,8 @@ class VQVAE(nn.Module):
         return self.decoder(self.quantizer.lookup(codes))
 
     def _check_images(self, images):
-        if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
-            raise ValueError(f"images must be (B, 1, 28, 28), got {tuple(images.shape)}; "
+        if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1:] != (1, 28, 28):
+            raise ValueError(f"images must be (B, 1, 28, 28), got {data.describe(images)}; "
                              f"data.to_images(pixels) makes them from (B, 28, 28) pixels")
         if images.dtype != self.quantizer.codebook.dtype:
             raise ValueError(f"images must be {self.quantizer.codebook.dtype} like the model, got {images.dtype}; "
@@ -195,8 +209,7 @@ def check_codes(codes, num_codes=64):
     """Raise ValueError unless ``codes`` is (B, 7, 7) int64 in 0…num_codes-1."""
     if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or codes.ndim != 3 \
             or codes.shape[1:] != (GRID, GRID):
-        got = f"{tuple(codes.shape)} {codes.dtype}" if isinstance(codes, torch.Tensor) else type(codes).__name__
-        raise ValueError(f"codes must be a (B, 7, 7) int64 tensor, got {got}")
+        raise ValueError(f"codes must be a (B, 7, 7) int64 tensor, got {data.describe(codes)}")
     if codes.numel() and not (codes.min() >= 0 and codes.max() < num_codes):
         raise ValueError(f"codes must lie in 0…{num_codes - 1}, got {codes.min()} … {codes.max()}: class and end "
                          f"tokens (64 and up) are no codes; tokens.from_sequences(tokens) takes them off a sequence")
@@ -207,7 +220,13 @@ def kmeans(points, k, iterations=20, generator=None):
     """Lloyd's algorithm. (N, D) float points -> centres (k, D), and (N,) int64: whose each point is.
 
     Starts at k distinct points drawn at random; a centre that loses all its points moves to a random point.
+    Raises ValueError where there are fewer points than k, or where they are not finite.
     """
+    if not isinstance(points, torch.Tensor) or points.ndim != 2 or not points.is_floating_point():
+        raise ValueError(f"k-means takes (N, D) float points, got {data.describe(points)}")
+    if not points.isfinite().all():
+        raise ValueError("k-means takes finite points; among these are NaN or infinite values")
+    data.check_whole("k", k, 1)
     if len(points) < k:
         raise ValueError(f"k-means needs at least k = {k} points, got {len(points)}")
     centres = points[torch.randperm(len(points), generator=generator)[:k].to(points.device)]
