@@ -1,5 +1,11 @@
 """What the tests share: nothing of the reader's is read or written; small models whose codes and logits are lively."""
 
+import os
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
 import pytest
 import torch
 from einops import rearrange
@@ -8,6 +14,9 @@ from hypothesis import settings
 from vqlib import data
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
+
+ROOT = Path(__file__).parent.parent
+OLD = ["ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel<7"]  # Colab's
 
 settings.register_profile("vqlib", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("vqlib")
@@ -62,3 +71,33 @@ def lively_transformer(qk_norm=False):
         if "norm" not in name:
             parameter.data.normal_(std=1.0 if "embedding" in name else 0.35, generator=generator)
     return model.eval()
+
+
+# --- Colab's versions: an environment layered over this one ----------------------------------------------------------
+
+
+def environment(**more):
+    """This one's variables, without those that would put other packages or data first."""
+    return {key: value for key, value in os.environ.items() if key not in ("VQLIB_DATA", "PYTHONPATH")} | more
+
+
+@pytest.fixture(scope="session")
+def old_python(tmp_path_factory):
+    """A Python with Colab's ipywidgets, IPython and ipykernel; all else, torch too, is this environment's."""
+    folder = tmp_path_factory.mktemp("old") / "env"
+    binary = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    try:
+        venv.create(folder, with_pip=True, symlinks=os.name != "nt")
+        subprocess.run([binary, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "15", *OLD], check=True,
+                       capture_output=True, text=True, env=environment(), timeout=600)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"could not make an environment with {', '.join(OLD)}: {error} {str(error.stderr)[-300:]}")
+    packages = shown(binary, "import sysconfig; print(sysconfig.get_path('purelib'))")[0]
+    (Path(packages) / "zz_layer.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")  # searched after its own
+    return binary
+
+
+def shown(python, code):
+    """The lines that this code prints there."""
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True,
+                          env=environment()).stdout.splitlines()

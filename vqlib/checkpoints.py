@@ -43,6 +43,21 @@ def runs_folder():
     return checkout / "runs" if (checkout / "pyproject.toml").is_file() else Path.home() / ".vqlib" / "runs"
 
 
+def keep_on_drive():
+    """In Colab: keep runs on Google Drive, so that they outlive the machine. Asks for leave to mount it.
+
+    Raises RuntimeError elsewhere.
+    """
+    try:
+        from google.colab import drive
+    except ImportError as error:
+        raise RuntimeError("there is a Google Drive to mount only in Colab. Elsewhere set VQLIB_RUNS to a folder that "
+                           "lasts") from error
+    drive.mount("/content/drive")
+    os.environ["VQLIB_RUNS"] = "/content/drive/MyDrive/vqvae-from-scratch/runs"
+    print(f"runs are kept in {runs_folder()}")
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 def save(path, kind, tensors, **info):
