@@ -356,3 +356,57 @@ def test_the_fingerprint_tells_data_sets_apart(train):
     others = [data.Dataset(darker, some.labels, ""), data.Dataset(some.pixels, relabelled, ""),
               some.subset(torch.arange(99, -1, -1)), some.subset(torch.arange(99))]
     assert len({data.fingerprint(d) for d in [some, *others]}) == 5
+
+
+# --- MNIST and KMNIST ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["MNIST", "KMNIST"])
+def other(request, places, monkeypatch):
+    """Made-up files of that name, which torchvision is told to take for the real ones: (name, how to put them)."""
+    gz = {f"{name}.gz": gzip.compress(content) for name, content in places.content.items()}
+    kind = type(request.param, (), {"resources": [(n, hashlib.md5(c).hexdigest()) for n, c in gz.items()]})
+    kind.__init__ = lambda self, root, download: put(Path(root) / request.param / "raw", count=True) and None
+
+    def put(folder, count=False):
+        places.downloads += count
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in gz.items():
+            (folder / name).write_bytes(content)
+        return folder
+
+    monkeypatch.setattr(torchvision.datasets, request.param, kind)
+    return request.param, put
+
+
+def test_another_data_set_is_found_or_downloaded_and_kept_apart(other, places):
+    name, put = other
+    dataset = data.load("train", name=name)
+    assert np.array_equal(dataset.pixels.numpy(), places.pixels("train")) and dataset.labels.dtype == torch.int64
+    assert name in dataset.source and (places.cache / name / "raw").is_dir()
+    assert len(data.load("test", name=name)) == 8 and places.downloads == 1  # found again
+    named = put(places.folder / "named")
+    assert str(named) in data.load("train", folder=named, name=name).source and places.downloads == 1
+
+
+def test_another_data_sets_files_are_held_against_what_torchvision_knows(other, places):
+    name, put = other
+    folder = put(places.folder / "named")
+    (folder / f"{NAMES[1]}.gz").write_bytes(gzip.compress(places.content[NAMES[1]][:-1] + b"\7"))
+    with pytest.raises(ValueError, match=f"not the original file of {name}: .*Delete it"):
+        data.load("train", folder=folder, name=name)
+    with pytest.raises(FileNotFoundError, match=f"Put {name}'s there"):
+        data.load("train", folder=places.folder / "empty", name=name)
+    with pytest.raises(ValueError, match="no sample of"):
+        data.load("train", sample=True, name=name)
+
+
+def test_another_data_set_without_a_network_says_what_to_do(places, monkeypatch):
+    def unreachable(root, download):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", unreachable)
+    with pytest.raises(RuntimeError, match="MNIST could not be downloaded .Error downloading.*VQLIB_DATA"):
+        data.load("train", name="MNIST")
+    with pytest.raises(ValueError, match="FashionMNIST, MNIST, KMNIST, got 'CIFAR'.*Dataset.pixels"):
+        data.load("train", name="CIFAR")

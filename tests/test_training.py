@@ -549,6 +549,33 @@ def test_the_command_line_trains_the_two_judges(monkeypatch, tmp_path, capsys):
     assert f"accuracy {judge.info['test']['accuracy']:.5g}" in capsys.readouterr().out
 
 
+def test_another_data_set_is_trained_in_a_folder_of_its_own(tiny, tmp_path, monkeypatch, capsys):
+    names = []
+
+    def load(split, sample, name):
+        names.append(name)
+        return data.load_sample(split)
+
+    monkeypatch.setattr(data, "load", load)
+    with pytest.raises(SystemExit):
+        training.main(["transformer", "--data", "MNIST", "--device", "cpu"])
+    assert "no tokenizer of MNIST yet" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    training.main(["all", "--data", "MNIST", "--device", "cpu"])
+    assert set(names) == {"MNIST"}
+    assert sorted(os.listdir(tmp_path / "runs" / "MNIST")) == ["transformer.safetensors", "vqvae.safetensors"]
+    assert checkpoints.load_vqvae().info["path"] == str(checkpoints.SHIPPED / "vqvae.safetensors")  # clothes
+
+
+def test_a_pictures_source_of_ones_own(tmp_path):
+    """The README's own data: any (N, 28, 28) uint8 pixels with labels in 0…9."""
+    generator = torch.Generator().manual_seed(0)
+    own = data.Dataset(torch.randint(0, 256, (64, 28, 28), dtype=torch.uint8, generator=generator),
+                       torch.arange(64) % 10, "mine")
+    vqvae = run(dataclasses.replace(EMA_TINY, epochs=1), own)
+    transformer = train_transformer(dataclasses.replace(TRANSFORMER_TINY, epochs=1), vqvae, own, progress=False)
+    assert transformer.info["tokenizer"] == checkpoints.tokenizer_id(vqvae)
+
+
 @pytest.mark.parametrize("arguments", [[], ["everything"], ["all", "--recipe", "none"]])
 def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, capsys):
     with pytest.raises(SystemExit):

@@ -7,7 +7,8 @@
 3. the operating system's copy (Debian's and Ubuntu's package ``dataset-fashion-mnist``);
 4. a download through torchvision.
 
-If all fail, it uses the sample embedded in the package and says so, loudly.
+If all fail, it uses the sample embedded in the package and says so, loudly. ``name="MNIST"`` or ``"KMNIST"`` loads
+another data set of the same form: from 1, 2 or 4.
 
 Data set: Xiao, Rasul, Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), MIT licence.
 """
@@ -44,6 +45,7 @@ FILES = {
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 }
+NAMES = ("FashionMNIST", "MNIST", "KMNIST")
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE_FILE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
 REMEDY = ("Remedies: connect to the internet (about 30 MB are fetched once); or on Debian and Ubuntu "
@@ -116,7 +118,7 @@ def to_pixels(images):
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).squeeze(-3)
 
 
-def load(split, folder=None, sample=None, download=True):
+def load(split, folder=None, sample=None, download=True, name="FashionMNIST"):
     """Load one split into memory.
 
     split: "train" (60,000 pictures) or "test" (10,000).
@@ -125,12 +127,21 @@ def load(split, folder=None, sample=None, download=True):
     sample: True takes the embedded sample (2,000 training, 500 test pictures) before it looks anywhere, False never
         does; None takes it only where nothing else can be had, with a `SampleWarning` (or at once where VQLIB_FAST=1).
     download: whether to try the network after the folders.
+    name: "FashionMNIST", "MNIST" (digits) or "KMNIST" (Japanese letters): each 60,000 and 10,000 pictures of 28×28,
+        ten classes. `CLASS_NAMES` and the sample are those of the first.
 
     Returns a `Dataset`. Raises ValueError where a file is damaged or altered, FileNotFoundError where a named
     folder lacks the files, RuntimeError where sample=False and no source worked.
     """
     if not isinstance(split, str) or split not in FILES:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}. For pictures of your own make a "
+                         f"Dataset(pixels, labels, source)")
+    if name != NAMES[0]:
+        if sample:
+            raise ValueError(f"there is no sample of {name}: leave sample=True out")
+        return _load_other(name, split, folder or os.environ.get("VQLIB_DATA"), download)
     if sample or (sample is None and vqlib.fast()):
         return load_sample(split)
     named = folder or os.environ.get("VQLIB_DATA")
@@ -216,7 +227,7 @@ def _read_idx(path, digest):
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}. Delete it and load again to fetch a fresh copy. "
                          f"{REMEDY}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{path} is not the original Fashion-MNIST file: it has {len(content):,} bytes and SHA-256 "
                          f"{hashlib.sha256(content).hexdigest()[:12]}…, expected {digest[:12]}…. It is truncated, "
                          f"altered, or another data set's. Delete it and load again to fetch a fresh copy. {REMEDY}")
@@ -224,6 +235,34 @@ def _read_idx(path, digest):
     ndim = content[3]
     shape = np.frombuffer(content, ">i4", ndim, offset=4)
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
+
+
+def _load_other(name, split, folder, download):
+    """MNIST or KMNIST, from the .gz files that torchvision keeps, held against the MD5 that torchvision knows."""
+    from torchvision import datasets
+
+    kind, names = getattr(datasets, name), [f"{file}.gz" for file in FILES[split]]
+    places = [Path("data") / name / "raw", download_folder() / name / "raw"]
+    if folder:
+        places = [Path(folder) / name / "raw", Path(folder)]
+    folders = [place for place in places if all((place / file).is_file() for file in names)]
+    if not folders and (folder or not download):
+        raise FileNotFoundError(f"no {' and '.join(names)} in {' or '.join(map(str, places))}. Put {name}'s there, or "
+                                f"connect to the internet and leave VQLIB_DATA unset")
+    if not folders:
+        try:
+            kind(download_folder(), download=True)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(f"{name} could not be downloaded ({error}). Connect to the internet, or set VQLIB_DATA "
+                               f"to a folder that holds {' and '.join(names)}") from error
+        folders = [download_folder() / name / "raw"]
+    known = dict(kind.resources)
+    for file in names:
+        if hashlib.md5((folders[0] / file).read_bytes()).hexdigest() != known[file]:
+            raise ValueError(f"{folders[0] / file} is not the original file of {name}: truncated, altered, or another "
+                             f"data set's. Delete it and load again to fetch a fresh copy")
+    pixels, labels = (_read_idx(folders[0] / file, digest=None) for file in names)
+    return Dataset(pixels, labels.long(), f"{name}, {folders[0]}")
 
 
 def fetch():

@@ -581,6 +581,8 @@ def main(arguments=None):
                         "each epoch, leave the test set alone; saves under holdout/")
     parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "
                         "500 to test")
+    parser.add_argument("--data", choices=data.NAMES, default=data.NAMES[0], help="train on other pictures of the same "
+                        "form; saves under a folder of that name")
     parser.add_argument("--batch-size", type=int, metavar="B", help="another batch size than the recipe's, e.g. where "
                         "memory is short")
     parser.add_argument("--device", help="cuda, mps or cpu; default the first of them that is there and works")
@@ -597,13 +599,15 @@ def main(arguments=None):
 
 
 def _train(options, refuse):
-    train = data.load("train", sample=options.sample)
+    train = data.load("train", sample=options.sample, name=options.data)
     validation, test, folder = None, None, checkpoints.runs_folder()
+    if options.data != data.NAMES[0]:
+        folder = folder / options.data
     if options.holdout:
         train, validation = data.split_validation(train, len(train) // 12)
         folder = folder / "holdout"
     else:
-        test = data.load("test", sample=options.sample)
+        test = data.load("test", sample=options.sample, name=options.data)
     recipes = (*RECIPES[options.recipe], JUDGE, CRITIC)
     if options.batch_size:
         recipes = [dataclasses.replace(recipe, batch_size=options.batch_size) for recipe in recipes]
@@ -617,6 +621,9 @@ def _train(options, refuse):
                                      options.device))
     if options.stage in ("transformer", "all"):
         own = folder / "vqvae.safetensors"
+        if options.data != data.NAMES[0] and not own.is_file():
+            refuse(f"there is no tokenizer of {options.data} yet, {own}: run `python -m vqlib.training vqvae --data "
+                   f"{options.data}` first, or `all`")
         if options.holdout and not own.is_file():
             refuse(f"--holdout takes a tokenizer that never saw the held-out pictures, and there is no {own}: "
                    f"run `python -m vqlib.training vqvae --holdout` first, or `all --holdout`")
