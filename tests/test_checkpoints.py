@@ -181,7 +181,7 @@ def test_a_pickle_executes_nothing_and_is_refused(tmp_path, write):
         with pytest.raises(ValueError, match="vqvae.safetensors is damaged or no weight file"):
             load(path)
     assert not marker.exists()
-    pickle.loads(pickle.dumps(Evil(str(marker))))
+    pickle.loads(pickle.dumps(Evil(str(marker)))).close()
     assert marker.exists()  # it would have
 
 
