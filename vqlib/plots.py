@@ -143,6 +143,9 @@ def token_map(images, codes, scale=2.6):
     figure, axes = _figure(scale * len(images), scale, 1, len(images))
     for axis, image, grid in zip(axes[0], images, codes.tolist(), strict=True):
         _show(axis, image[0].cpu())
+        for edge in range(4, 28, 4):
+            axis.axhline(edge - 0.5, color="grey", linewidth=0.4)
+            axis.axvline(edge - 0.5, color="grey", linewidth=0.4)
         for row, line in enumerate(grid):
             for column, code in enumerate(line):
                 axis.text(4 * column + 1.5, 4 * row + 1.5, code, ha="center", va="center", fontsize=7, color="white",
@@ -235,7 +238,8 @@ def trade(points):
         x, y = ([point[key] for point in line] for key in ("coverage", "agreement"))
         axes[0, 0].plot(x, y, marker="o", label=name)
         for point, at in zip(line, zip(x, y, strict=True), strict=True):
-            axes[0, 0].annotate(f"{point[knob]:g}", at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes[0, 0].annotate(f"{'T' if knob == 'temperature' else 'w'} {point[knob]:g}", at, xytext=(4, 4),
+                                textcoords="offset points", fontsize=7)
     axes[0, 0].set(xlabel="coverage: share of real pictures with a sample near them",
                    ylabel="agreement with the class asked for")
     axes[0, 0].legend()
