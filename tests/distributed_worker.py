@@ -1,6 +1,6 @@
 """One of the processes that test_distributed.py starts with torchrun: trains a tiny recipe, and writes what it got.
 
-    torchrun --nproc-per-node 2 tests/distributed_worker.py NAME FOLDER [STEP AT WHICH TO STOP]
+    torchrun --nproc-per-node 2 tests/distributed_worker.py NAME FOLDER [STEP AT WHICH TO STOP [LOG EVERY]]
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ RECIPES = {
 PICTURES = 193  # 10 steps an epoch, the last of 13 pictures: an odd number
 
 
-def train(name, folder, stop=None):
+def train(name, folder, stop=None, log_every=1):
     """Train and write rank{n}.safetensors: the weights and history as this process has them."""
     some = data.load_sample("train").subset(torch.arange(PICTURES))
-    training.fit = partial(training.fit, log_every=1, save_every=5)
+    training.fit = partial(training.fit, log_every=log_every, save_every=5)
     if stop:
         t.stop_at(pytest.MonkeyPatch(), stop, lambda: os.kill(os.getpid(), signal.SIGKILL))
     model = t.run(RECIPES[name], some, folder / "m.safetensors", validation=some.subset(torch.arange(10)))

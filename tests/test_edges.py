@@ -177,6 +177,9 @@ def test_encode_pixels(pixels, batch_size):
 @given(codes=CODES)
 def test_usage_and_perplexity(codes):
     frequencies = outcome(tokens.usage, codes)
+    right = isinstance(codes, torch.Tensor) and codes.dtype == torch.int64 and codes.numel() and \
+        0 <= codes.min() <= codes.max() <= 63
+    assert (frequencies is not None) == bool(right)
     if frequencies is not None:
         assert frequencies.shape == (64,) and frequencies.sum().item() == pytest.approx(1)
         assert 1 - 1e-5 <= tokens.perplexity(frequencies) <= 64 + 1e-3

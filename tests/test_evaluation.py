@@ -7,6 +7,7 @@ import torch
 from vqlib import data, evaluation
 from vqlib.sampling import log_likelihood
 from vqlib.tokens import encode_pixels, perplexity, usage
+from vqlib.vqvae import VQVAE, VQVAEConfig
 
 
 @pytest.fixture
@@ -150,3 +151,11 @@ def test_bayes_classes_are_those_with_the_highest_likelihood(transformer):
         scores = [log_likelihood(transformer, picture[None], torch.tensor([c])).item() for c in range(10)]
         assert scores.index(max(scores)) == label
     assert len(guess.unique()) > 1
+
+
+def test_a_larger_codebook_is_measured_as_a_whole(test):
+    vqvae = VQVAE(VQVAEConfig(channels=4, num_codes=128)).eval()
+    latents = vqvae.encoder(data.to_images(test.pixels[:40])).detach().movedim(1, -1).flatten(0, 2)
+    vqvae.quantizer.init_from(latents, torch.Generator().manual_seed(0))
+    figures = evaluation.evaluate_vqvae(vqvae, test.subset(torch.arange(40)))
+    assert figures["codes_used"] > 64 and figures["perplexity"] > 64

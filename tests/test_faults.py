@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_breaks_the_step_off(some, tmp_path, monkeypatch):
 FULL = """
 import resource, sys, torch
 import test_training as t
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[2]))
 some = t.data.load_sample("train").subset(torch.arange(90))
 t.training.fit = t.partial(t.training.fit, log_every=2, save_every=2)
 save, calls = t.checkpoints.save, []
@@ -141,7 +141,7 @@ t.run(t.EMA_TINY, some, sys.argv[1])
 @posix
 def test_a_disk_that_is_full_in_the_middle_of_a_save_loses_nothing(some, tmp_path):
     path = tmp_path / "m.safetensors"
-    process = python(FULL, path)
+    process = python(FULL, path, torch.get_num_threads())
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and os.strerror(errno.EFBIG) in errors
     assert "cannot save" in errors and "What stood there before is untouched" in errors and "VQLIB_RUNS" in errors
@@ -283,7 +283,8 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, bad):
 
 def test_a_training_state_with_other_tensors_is_refused(some, tmp_path):
     identity = {"recipe": training._plain(VQVAE_TINY), "data": "", "size": 90}
-    for n, info in enumerate(({"identity": identity}, {"identity": identity, "step": 3, "history": {}}, {})):
+    for n, info in enumerate(({"identity": identity}, {"identity": identity, "step": 3, "history": {}}, {},
+                              {"identity": None}, {"identity": []})):
         path = tmp_path / f"{n}.resume.safetensors"
         checkpoints.save(path, "training state", {"model.wings": torch.zeros(2)}, **info)
         with pytest.raises(ValueError, match="no checkpoint of this model|checkpoint of another run"):
@@ -318,3 +319,19 @@ def test_an_apple_gpu_is_used_where_it_computes_the_same(apple, monkeypatch, dif
 
 def test_a_device_is_compared_by_losses_gradients_and_samples():
     assert training._difference_from_cpu.__wrapped__("cpu") == 0
+
+
+@pytest.mark.parametrize("kind", [torch.nn.RMSNorm, torch.nn.GELU, torch.nn.ConvTranspose2d])
+def test_a_device_that_computes_something_else_is_noticed(monkeypatch, kind):
+    """Here the "device" is a CPU on which one kind of layer is a little off."""
+    forward, calls = kind.forward, []
+
+    def off(layer, *arguments):
+        calls.append(1)
+        return forward(layer, *arguments) * (1.05 if len(calls) > half else 1)
+
+    half = 10 ** 9
+    monkeypatch.setattr(kind, "forward", off)
+    training._difference_from_cpu.__wrapped__("cpu")
+    half, _ = len(calls) // 2, calls.clear()
+    assert training._difference_from_cpu.__wrapped__("cpu:0") > 1e-3

@@ -83,6 +83,15 @@ def test_no_machine_paths_shell_commands_or_branches_on_speed(path):
 
 
 @each_notebook
+def test_every_figure_is_shown(path):
+    """A figure that is not the last thing in its cell, nor given to display, is lost."""
+    for cell in code_cells(read(path)):
+        for statement in ast.parse(source(cell)).body[:-1]:
+            if isinstance(statement, ast.Expr):
+                assert not ast.unparse(statement).startswith(("plots.", "Image(", "Markdown(")), source(cell)
+
+
+@each_notebook
 def test_at_least_five_cells_have_their_output_compared(path):
     tagged = [cell for cell in code_cells(read(path)) if CHECK in cell["metadata"].get("tags", [])]
     assert len(tagged) >= 5

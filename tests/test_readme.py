@@ -32,3 +32,16 @@ def test_links_and_commands_exist():
         assert link.startswith("http") or (ROOT / link).exists(), link
     for script in re.findall(r"python (tools/\w+\.py)", README):
         assert (ROOT / script).is_file()
+
+
+def test_the_arithmetic_of_scaling_is_what_its_command_prints():
+    command = [sys.executable, ROOT / "tools" / "scale.py"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = (ROOT / "SCALING.md").read_text(encoding="utf-8")
+    values = dict(line.rsplit(": ", 1) for line in printed.splitlines())
+    approximate = ("times as many", "operations a second, here")
+    shown = {name: value for name, value in values.items() if name not in approximate}
+    assert len(shown) == 10
+    for name, value in shown.items():
+        assert re.search(rf"(?<![\d.,]){re.escape(value)}(?![\d])", text), name
+    assert values["times as many"] == "2e+08" and "two hundred million times as many" in text

@@ -312,6 +312,7 @@ t.run(t.EMA_TINY, train, sys.argv[1])
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_a_killed_run_ends_where_the_uninterrupted_one_does(some, tmp_path, often):
     path = tmp_path / "m.safetensors"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path), str(torch.get_num_threads())],

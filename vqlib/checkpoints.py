@@ -68,7 +68,7 @@ def save(path, kind, tensors, **info):
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    text = json.dumps(info)
+    text = json.dumps(info, default=lambda number: number.item())  # numpy's numbers
     header = {"kind": kind, "sha256": _digest(tensors, kind + text), "info": text}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -159,8 +159,11 @@ def load_model(path, cls, config_cls, device="cpu"):
 def _build(cls, config_cls, config, tensors):
     """The model of this configuration with these weights; nothing is allocated that the weights wouldn't fill."""
     widest = max(size for tensor in tensors.values() for size in (1, *tensor.shape))
+    numbered = {int(part) for name in tensors for part in name.split(".") if part.isdecimal()}  # as in blocks.7.norm1
     for name, value in config.items():
-        most = len(tensors) if name in ("n_layers", "residual_blocks") else widest
+        most = max(numbered, default=-1) + 1 if name in ("n_layers", "residual_blocks") else widest
+        if len(tensors) > 10_000:
+            raise ValueError(f"there are {len(tensors):,} tensors")
         if isinstance(value, int) and not 0 <= value <= most:
             raise ValueError(f"{name} is {value}, which no tensor here bears out")
     with torch.device("meta"):  # shapes only
@@ -168,10 +171,12 @@ def _build(cls, config_cls, config, tensors):
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         raise ValueError(f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}")
-    if strange := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise ValueError(f"{strange[0]} holds values that are no finite numbers")
+    if strange := [name for name, t in tensors.items() if t.is_complex()]:
+        raise ValueError(f"{strange[0]} holds complex numbers")
     model = cls(config_cls(**config))
     model.load_state_dict(tensors)
+    if strange := [name for name, t in model.state_dict().items() if not t.isfinite().all()]:
+        raise ValueError(f"{strange[0]} holds values that are no finite numbers")
     return model
 
 

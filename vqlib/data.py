@@ -259,8 +259,10 @@ def _load_other(name, split, folder, download):
     known = dict(kind.resources)
     for file in names:
         if hashlib.md5((folders[0] / file).read_bytes()).hexdigest() != known[file]:
+            remedy = f"Put {name}'s into {Path(folder) / name / 'raw'}, or unset VQLIB_DATA" if folder else \
+                "Delete it and load again to fetch a fresh copy"
             raise ValueError(f"{folders[0] / file} is not the original file of {name}: truncated, altered, or another "
-                             f"data set's. Delete it and load again to fetch a fresh copy")
+                             f"data set's. {remedy}")
     pixels, labels = (_read_idx(folders[0] / file, digest=None) for file in names)
     return Dataset(pixels, labels.long(), f"{name}, {folders[0]}")
 

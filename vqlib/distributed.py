@@ -4,7 +4,7 @@
 
 Each process takes its part of every batch, and DistributedDataParallel averages the gradients. What depends on the
 whole batch (moving averages, revived codes) each process computes from the whole batch, with the same random numbers:
-so the codebooks stay equal, and a run is the same, to rounding, whatever the number of processes.
+so the codebooks stay equal, and a run is the same, to rounding and but for dropout, whatever the number of processes.
 """
 
 import contextlib

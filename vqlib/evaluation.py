@@ -36,11 +36,11 @@ def reconstruct(vqvae, codes, batch_size=500):
 def evaluate_vqvae(vqvae, dataset):
     """Figures of a tokenizer over a whole `Dataset`, each picture reconstructed from its codes.
 
-    Returns a dict: mse ([0, 1] scale), psnr (dB), codes_used (of 64), perplexity, pictures.
+    Returns a dict: mse ([0, 1] scale), psnr (dB), codes_used (of K), perplexity, pictures.
     """
     codes = encode_pixels(vqvae, dataset.pixels)
     error = mse(reconstruct(vqvae, codes), to_images(dataset.pixels))
-    frequencies = usage(codes)
+    frequencies = usage(codes, vqvae.config.num_codes)
     return {"mse": error, "psnr": psnr(error), "codes_used": int((frequencies > 0).sum()),
             "perplexity": perplexity(frequencies), "pictures": len(dataset)}
 

@@ -76,12 +76,12 @@ def encode_pixels(vqvae, pixels, batch_size=500, progress=False):
     return codes
 
 
-def usage(codes):
-    """How often each code occurs: (...) int64 codes, at least one, -> (64,) float32 frequencies that sum to 1."""
+def usage(codes, num_codes=NUM_CODES):
+    """How often each code occurs: (...) int64 codes, at least one, -> (K,) float32 frequencies that sum to 1."""
     if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or not codes.numel() \
-            or codes.min() < 0 or codes.max() >= NUM_CODES:
-        raise ValueError(f"codes must be at least one int64 in 0…{NUM_CODES - 1}, got {describe(codes)}")
-    count = torch.bincount(codes.flatten(), minlength=NUM_CODES).float()
+            or codes.min() < 0 or codes.max() >= num_codes:
+        raise ValueError(f"codes must be at least one int64 in 0…{num_codes - 1}, got {describe(codes)}")
+    count = torch.bincount(codes.flatten(), minlength=num_codes).float()
     return count / count.sum()
 
 

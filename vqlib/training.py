@@ -17,6 +17,8 @@ import functools
 import math
 import re
 import signal
+import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ from tqdm import tqdm
 
 from vqlib import checkpoints, data, distributed, evaluation
 from vqlib.classifier import Classifier, ClassifierConfig, accuracy
-from vqlib.sampling import log_likelihood, sample
+from vqlib.sampling import sample
 from vqlib.tokens import END_TOKEN, encode_pixels, perplexity, to_sequences
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
@@ -145,14 +147,22 @@ def _difference_from_cpu(device):
     with _own_randomness("cpu"):
         for place in ("cpu", device):
             torch.manual_seed(0)
-            vqvae, transformer = VQVAE(VQVAEConfig(channels=8)), Transformer(TransformerConfig(d_model=32, n_layers=2))
+            vqvae = VQVAE(VQVAEConfig(channels=8))
+            transformer = Transformer(TransformerConfig(d_model=32, n_layers=2, qk_norm=True))
             vqvae, transformer = vqvae.to(place), transformer.to(place).eval()
             output = vqvae(torch.linspace(-1, 1, 4 * 28 * 28).reshape(4, 1, 28, 28).to(place))
+            quantized = output.quantized
             codes = sample(transformer, torch.arange(4), generator=torch.Generator().manual_seed(0))
-            loss = output.images.pow(2).mean() - log_likelihood(transformer, codes, torch.arange(4)).mean()
+            tokens = to_sequences(codes, torch.arange(4))
+            nats = F.cross_entropy(transformer(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+            loss = output.images.pow(2).mean() + quantized.codebook_loss + quantized.commitment_loss + nats
             loss.backward()
-            grads = [p.grad.flatten() for p in (*vqvae.parameters(), *transformer.parameters()) if p.grad is not None]
-            results[place] = torch.cat([loss.detach()[None], codes.flatten().float(), *grads]).cpu()
+            gradients = [p.grad.flatten() for p in (*vqvae.parameters(), *transformer.parameters())]
+            vqvae.quantizer.ema_update(rearrange(output.latents.detach(), "b d h w -> (b h w) d"),
+                                       quantized.codes.flatten(), decay=0.9, revive_below=0.5,
+                                       generator=torch.Generator().manual_seed(0))
+            results[place] = torch.cat([loss.detach()[None], codes.flatten().float(),
+                                        vqvae.quantizer.codebook.detach().flatten(), *gradients]).cpu()
     return (results["cpu"] - results[device]).abs().max().item()
 
 
@@ -381,16 +391,17 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
                     model.eval()
                     history["epochs"].append({"epoch": epoch + 1, **stage.evaluate(validation)})
                     model.train()
-                if resume and ((at + 1) % save_every == 0 or last or asked_to_stop):
+                stop = bool(asked_to_stop)
+                if resume and ((at + 1) % save_every == 0 or last or stop):
                     history["seconds"] = spent + time.perf_counter() - started
                     _save_state(resume, identity, step + 1, history, stage, optimizer)
-                if asked_to_stop:
+                if stop:
                     step += 1
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            bar.write(f"Stopped at step {step}. " + (f"The last checkpoint is {resume.name}: the same command goes on "
-                                                     f"from there." if resume and resume.is_file() else
-                                                     "No checkpoint was written yet."))
+            _say(f"Stopped at step {step}. " + (f"The last checkpoint is {resume.name}: the same command goes on "
+                                                f"from there." if resume and resume.is_file() else
+                                                "No checkpoint was written yet."))
             raise
         except (RuntimeError, MemoryError) as error:  # PyTorch's own errors of this kind are RuntimeErrors
             if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|enough memory",
@@ -416,15 +427,16 @@ def _ctrl_c_waits():
             raise KeyboardInterrupt
         asked.append(True)
 
-    try:  # in several processes each would stop at a step of its own, and the others wait for it
-        before = signal.signal(signal.SIGINT, note) if distributed.count() == 1 else None
-    except ValueError:  # not the main thread: no Ctrl-C comes here
-        before = None
+    # Only where Ctrl-C means what it usually does, and in one process: of several each would stop at its own step.
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler and distributed.count() == 1
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    signal.signal(signal.SIGINT, note)
     try:
         yield asked
     finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _own_randomness(device):
@@ -435,7 +447,7 @@ def _own_randomness(device):
 def _seed(seed, step):
     """What is random in a step: returns a generator, the same in all processes; dropout is each process's own."""
     number = seed * 1_000_003 + step + 1
-    torch.manual_seed(1009 * number + distributed.rank() + 1)
+    torch.manual_seed((1009 * number + distributed.rank() + 1) % 2**63)
     return torch.Generator().manual_seed(number)
 
 
@@ -444,10 +456,11 @@ def _plain(recipe):
 
 
 def _save_state(path, identity, step, history, stage, optimizer):
+    totals = {name: distributed.sum_up(total.clone()) for name, total in stage.totals.items()}
     if distributed.rank() > 0:
         return
     tensors = {f"model.{name}": tensor for name, tensor in stage.model.state_dict().items()}
-    tensors |= {f"totals.{name}": tensor for name, tensor in stage.totals.items()}
+    tensors |= {f"totals.{name}": total for name, total in totals.items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in state.items()}
     checkpoints.save(path, "training state", tensors, identity=identity, step=step, history=history)
@@ -455,22 +468,29 @@ def _save_state(path, identity, step, history, stage, optimizer):
 
 def _load_state(path, identity, stage, optimizer):
     tensors, info = checkpoints.read(path, "training state")
-    if info.get("identity") != identity:
-        differs = [k for k in identity if info.get("identity", {}).get(k) != identity[k]]
+    found = info.get("identity") if isinstance(info, dict) else None
+    if found != identity:
+        differs = [k for k in identity if not isinstance(found, dict) or found.get(k) != identity[k]]
         raise ValueError(f"{path} is the checkpoint of another run (different {' and '.join(differs)}). Delete it to "
                          f"start afresh, or set VQLIB_RUNS to another folder to keep both")
     state = {}
     try:
         model = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
         stage.model.load_state_dict(model)
-        stage.totals = {name: tensors[f"totals.{name}"].to(old.device) for name, old in stage.totals.items()}
+        for name, total in stage.totals.items():
+            total.copy_(tensors[f"totals.{name}"] if distributed.rank() == 0 else torch.zeros_like(total))
         for key, tensor in tensors.items():
             if key.startswith("optimizer."):
                 _, i, name = key.split(".")
                 state.setdefault(int(i), {})[name] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return info["step"], info["history"]
-    except (KeyError, RuntimeError, ValueError) as error:
+        history = info["history"]
+        assert isinstance(info["step"], int) and {"steps", "epochs", "seconds"} <= set(history), "no step, no history"
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in state.items():
+            assert all(m.shape in (parameters[i].shape, ()) for m in moments.values()), "moments of another shape"
+        return info["step"], history
+    except Exception as error:  # whatever a file made by hand raises
         raise ValueError(f"{path} is no checkpoint of this model ({error}). Delete it to start afresh") from error
 
 
@@ -512,6 +532,7 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
     load = functools.partial(checkpoints.load_model, cls=Transformer, config_cls=TransformerConfig, device=device)
     if done := _finished(path, recipe, data_id, load):  # data_id names the tokenizer: another's is trained anew
         return done
+    progress = progress and distributed.rank() == 0
     pairs = [d and (encode_pixels(vqvae, d.pixels, progress=progress), d.labels) for d in (train, validation, test)]
     with _own_randomness(device):
         torch.manual_seed(recipe.seed)
@@ -548,8 +569,10 @@ def _finished(path, recipe, data_id, load):
     if path is None or not Path(path).is_file():
         return None
     model = load(path)
-    if model.info["recipe"] != _plain(recipe) or model.info["data"] != data_id:
+    if model.info.get("recipe") != _plain(recipe) or model.info.get("data") != data_id:
         return None  # of another recipe: it stays until the new run is done
+    if distributed.rank() == 0:
+        Path(path).with_suffix(".resume.safetensors").unlink(missing_ok=True)  # where a run was killed at its very end
     _say(f"{path} is a finished run of this recipe on this data: loaded. Delete it to train again.")
     return model
 
@@ -592,6 +615,7 @@ def main(arguments=None):
         parser.error(f"--batch-size must be 1 or more, got {options.batch_size}")
     if not distributed.launched():
         return _train(options, parser.error)
+    options.device = "cuda" if options.device.startswith("cuda") else "cpu"  # each process its own; Gloo has no mps
     if options.stage == "classifiers":
         parser.error("the classifiers' BatchNorm needs whole batches: train them without torchrun")
     with distributed.processes(options.device):
@@ -599,6 +623,8 @@ def main(arguments=None):
 
 
 def _train(options, refuse):
+    if distributed.rank() > 0:
+        distributed.wait()  # the first process may have to download
     train = data.load("train", sample=options.sample, name=options.data)
     validation, test, folder = None, None, checkpoints.runs_folder()
     if options.data != data.NAMES[0]:
@@ -608,6 +634,8 @@ def _train(options, refuse):
         folder = folder / "holdout"
     else:
         test = data.load("test", sample=options.sample, name=options.data)
+    if distributed.rank() == 0:
+        distributed.wait()
     recipes = (*RECIPES[options.recipe], JUDGE, CRITIC)
     if options.batch_size:
         recipes = [dataclasses.replace(recipe, batch_size=options.batch_size) for recipe in recipes]
@@ -642,5 +670,7 @@ def _report(model):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell expects of what Ctrl-C ended
