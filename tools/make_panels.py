@@ -17,6 +17,9 @@ import lab  # noqa: E402
 with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, _), lab.page(address) as page:
     lab.run_all(page, address, "05_sampling.ipynb")
     writing, editor = (lab.panel(page, code) for code in ("writing = widgets", "editor = widgets"))
+    for _ in range(24):
+        lab.press(writing, "codes written", "ArrowRight")
+    lab.press(editor, "cell", "Home")
     lab.changing(editor, editor.locator(".widget-gridbox").first.locator("button").nth(24).click)
     lab.changing(editor, editor.locator(".widget-gridbox").nth(1).locator("button").nth(28).click)  # a black one
     editor.locator(".widget-html", has_text="1 code changed").wait_for()  # it comes after the picture and the style

@@ -238,6 +238,8 @@ def trade(points):
         x, y = ([point[key] for point in line] for key in ("coverage", "agreement"))
         axes[0, 0].plot(x, y, marker="o", label=name)
         for point, at in zip(line, zip(x, y, strict=True), strict=True):
+            if knob == "guidance" and point[knob] == 1:
+                continue  # where the lines meet: the temperature stands there already
             axes[0, 0].annotate(f"{'T' if knob == 'temperature' else 'w'} {point[knob]:g}", at, xytext=(4, 4),
                                 textcoords="offset points", fontsize=7)
     axes[0, 0].set(xlabel="coverage: share of real pictures with a sample near them",

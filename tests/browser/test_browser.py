@@ -72,7 +72,6 @@ def test_the_studios_other_knobs_unfold(page):
 
 def test_token_by_token_plays(page):
     writing = lab.panel(page, "writing = widgets.TokenByToken")
-    lab.press(writing, "codes written", "Home")
     assert readout(writing, "codes written") == "0"
     start = lab.picture(writing).get_attribute("src")
     writing.locator(".jupyter-button").first.click()  # play
