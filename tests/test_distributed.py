@@ -47,7 +47,8 @@ def assert_close(one, other, rel):
         assert torch.allclose(tensor.float(), other_weights[name].float(), rtol=0, atol=2e-3), name
 
 
-@pytest.mark.parametrize("name", ["ema", pytest.param("gradient", marks=pytest.mark.slow), "transformer"])
+@pytest.mark.parametrize("name", ["ema", pytest.param("gradient", marks=pytest.mark.slow),
+                                  pytest.param("transformer", marks=pytest.mark.slow)])
 def test_two_processes_do_what_one_does(tmp_path, name):
     """50 steps: losses, metrics and codebooks as with one process; the same in both, to the last bit."""
     train(1, name, tmp_path / "one")

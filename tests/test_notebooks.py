@@ -116,6 +116,20 @@ def test_runs_fast_with_the_same_tagged_outputs(path, tmp_path):
     assert [p.name for p in reader.iterdir()] == ["vqvae.safetensors"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["notebooks", "elsewhere"])
+def test_nbconvert_executes_from_any_folder(tmp_path, where):
+    """As `jupyter nbconvert --execute` does; the kernel's folder is the notebook's, or one that has nothing of ours."""
+    reader, env = fast_environment(tmp_path)
+    folder = ROOT / "notebooks" if where == "notebooks" else tmp_path / "elsewhere"
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--execute", "--output-dir", str(tmp_path / "out"),
+               f"--ExecutePreprocessor.cwd={folder}", str(ROOT / "notebooks" / "03_tokens.ipynb")]
+    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert "nats per code" in (tmp_path / "out" / "03_tokens.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["02_vqvae", "04_transformer"])
 def test_the_train_switch_trains_and_the_notebook_uses_what_it_trained(name, tmp_path):
     import nbformat

@@ -1,10 +1,9 @@
-"""The panels on Colab's versions, ipywidgets 7.7.1 and IPython 7.34: an environment layered over this one."""
+"""The panels on Colab's versions, ipywidgets 7.7.1 and IPython 7.34. (The notebooks there: test_colab.py, slow.)"""
 
 import os
 import subprocess
 from pathlib import Path
 
-import pytest
 from conftest import environment, shown
 
 ROOT = Path(__file__).parent.parent
@@ -27,9 +26,3 @@ def test_the_versions_are_colabs_and_torch_is_this_environments(old_python):
 
 def test_the_panels_driven_by_their_traits(old_python, tmp_path):
     run(old_python, "--rootdir", ROOT / "tests", "-c", os.devnull, ROOT / "tests" / "test_widgets.py", cwd=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["02_vqvae", "05_sampling"])
-def test_the_notebooks_with_panels(old_python, tmp_path, name):
-    run(old_python, "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--rootdir", ROOT / "notebooks",
-        "-c", os.devnull, ROOT / "notebooks" / f"{name}.ipynb", cwd=tmp_path)
