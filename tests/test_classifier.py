@@ -44,7 +44,7 @@ def test_accuracy_is_the_share_of_right_answers(classifier, test):
     some = test.subset(torch.arange(60))
     right = sum(int(classifier(data.to_images(pixels[None])).argmax()) == label
                 for pixels, label in zip(some.pixels, some.labels.tolist(), strict=True))
-    assert accuracy(classifier, some) == pytest.approx(right / 60) and right > 24  # chance: 6
+    assert accuracy(classifier, some) == pytest.approx(right / 60) and right > 30  # chance: 6
 
 
 def test_rerank_keeps_what_the_critic_finds_most_like_the_class(classifier, pictures):

@@ -158,12 +158,12 @@ def load_model(path, cls, config_cls, device="cpu"):
 
 def _build(cls, config_cls, config, tensors):
     """The model of this configuration with these weights; nothing is allocated that the weights wouldn't fill."""
+    if len(tensors) > 10_000:
+        raise ValueError(f"there are {len(tensors):,} tensors")
     widest = max(size for tensor in tensors.values() for size in (1, *tensor.shape))
     numbered = {int(part) for name in tensors for part in name.split(".") if part.isdecimal()}  # as in blocks.7.norm1
     for name, value in config.items():
         most = max(numbered, default=-1) + 1 if name in ("n_layers", "residual_blocks") else widest
-        if len(tensors) > 10_000:
-            raise ValueError(f"there are {len(tensors):,} tensors")
         if isinstance(value, int) and not 0 <= value <= most:
             raise ValueError(f"{name} is {value}, which no tensor here bears out")
     with torch.device("meta"):  # shapes only

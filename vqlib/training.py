@@ -447,6 +447,9 @@ def _own_randomness(device):
 def _seed(seed, step):
     """What is random in a step: returns a generator, the same in all processes; dropout is each process's own."""
     number = seed * 1_000_003 + step + 1
+    if distributed.count() == 1:
+        torch.manual_seed(number)
+        return torch.default_generator
     torch.manual_seed((1009 * number + distributed.rank() + 1) % 2**63)
     return torch.Generator().manual_seed(number)
 
