@@ -84,7 +84,7 @@ def as_expected(printed, folder):
     widgets, version, torch_file, vqlib_file = printed
     assert widgets == "7.7.1" and (version, torch_file) == (torch.__version__, torch.__file__)  # nothing reinstalled
     assert Path(vqlib_file) == folder / "vqvae-from-scratch" / "vqlib" / "__init__.py"
-    assert sorted(p.name for p in folder.iterdir()) in (["vqvae-from-scratch"], ["data", "vqvae-from-scratch"])
+    assert [p.name for p in folder.iterdir()] == ["vqvae-from-scratch"]
 
 
 def test_the_set_up_cell_fetches_and_imports_twice_in_a_row(colab, tmp_path):

@@ -6,11 +6,10 @@ token and belongs to the picture: moving a knob changes what the knob does and n
 """
 
 import math
-import numbers
 
 import torch
 
-from vqlib.data import check_whole, describe
+from vqlib.data import check_whole, describe, is_number
 from vqlib.tokens import CODES_PER_IMAGE, END_TOKEN, NUM_CODES, check_labels, to_sequences
 from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID
@@ -162,19 +161,15 @@ def _start_tokens(transformer, labels, n, guidance):
 
 
 def _check_knobs(temperature, top_k, top_p, guidance):
-    if not (_is_number(temperature) and math.isfinite(temperature) and temperature >= 0):
+    if not (is_number(temperature) and math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be a finite number ≥ 0 (0 is greedy, 1 the model as it is), "
                          f"got {temperature!r}")
     if top_k is not None and not (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1):
         raise ValueError(f"top_k must be a whole number ≥ 1, or None to keep all codes; got {top_k!r}")
-    if not (_is_number(top_p) and 0 < top_p <= 1):
+    if not (is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1], 1 keeps all codes; got {top_p!r}")
-    if not (_is_number(guidance) and math.isfinite(guidance) and guidance >= 0):
+    if not (is_number(guidance) and math.isfinite(guidance) and guidance >= 0):
         raise ValueError(f"guidance must be a finite number ≥ 0 (1 is off), got {guidance!r}")
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's scalars too
 
 
 def _check_prefix(prefix, n):
