@@ -44,4 +44,4 @@ def test_the_arithmetic_of_scaling_is_what_its_command_prints():
     assert len(shown) == 10
     for name, value in shown.items():
         assert re.search(rf"(?<![\d.,]){re.escape(value)}(?![\d])", text), name
-    assert values["times as many"] == "2e+08" and "two hundred million times as many" in text
+    assert values["times as many"] == "1e+08" and "a hundred million times as many" in text

@@ -118,11 +118,12 @@ def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
     for key in ("agreement", "coverage"):  # the free lunch of 05
         assert chart[1.0, 1.5][key] > chart[1.0, 1.0][key]
         assert chart[0.9, 1.0][key] > chart[1.2, 1.0][key]
-    assert chart[0.8, 1.5]["coverage"] > chart[0.8, 1.0]["coverage"] - 0.02
+    for key in ("agreement", "coverage"):  # guidance is the better trade
+        assert chart[0.8, 1.5][key] > chart[0.7, 1.0][key]
     assert chart[0.5, 1.0]["coverage"] < chart[0.7, 1.0]["coverage"] < chart[0.9, 1.0]["coverage"]
-    assert round(mild["agreement"], 2) == 0.91 and (round(plain["fid"]), round(mild["fid"])) == (20, 16)
+    assert round(mild["agreement"], 2) == 0.91 and (round(plain["fid"]), round(mild["fid"])) == (19, 16)
     seeds = card["generators"]["seed's recipe"]["samples"]["T = 1"]
-    assert 1.8 * plain["fid"] < seeds["fid"] < 2 * plain["fid"] and seeds["coverage"] < plain["coverage"]
+    assert seeds["fid"] == pytest.approx(2 * plain["fid"], rel=0.05) and seeds["coverage"] < plain["coverage"]
     copies = ours["training_reconstructions"]["classification_accuracy_score"]
     real = card["real pictures"]["classification_accuracy_score"]
     assert plain["classification_accuracy_score"] < copies < real

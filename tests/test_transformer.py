@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import lively_transformer
 
+from vqlib.tokens import to_sequences
 from vqlib.transformer import Cache, Transformer, TransformerConfig, causal_mask
 
 
@@ -233,3 +235,28 @@ def test_tokens_outside_the_vocabulary_are_refused(transformer, token):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of n_heads, got 30 and 4"):
         Transformer(TransformerConfig(d_model=30, n_heads=4))
+
+
+# --- one matrix to read and to score ---------------------------------------------------------------------------------
+
+
+def test_tied_weights_are_one_matrix_wherever_they_go(tmp_path):
+    from vqlib import checkpoints, training
+
+    config = TransformerConfig(d_model=16, n_heads=2, n_layers=1, dropout=0.0)
+    plain, tied = Transformer(config), Transformer(dataclasses.replace(config, tied=True))
+    assert plain.head.weight is not plain.token_embedding.weight
+    count = [sum(p.numel() for p in model.parameters()) for model in (plain, tied)]
+    assert count[0] - count[1] == 75 * 16
+    codes, labels = torch.randint(64, (40, 7, 7)), torch.arange(40) % 10
+    recipe = training.TransformerRecipe(name="t", epochs=2, batch_size=20, learning_rate=1e-2, model=tied.config)
+    stage = training.TransformerStage(recipe, (codes, labels), "cpu")
+    training.fit(stage, recipe, 40, path=tmp_path / "t.safetensors", progress=False)
+    resumed = training.TransformerStage(recipe, (codes, labels), "cpu")
+    training.fit(resumed, recipe, 40, path=tmp_path / "t.safetensors", progress=False)  # from the last checkpoint
+    checkpoints.save_model(tmp_path / "t", stage.model.half().float(), torch.float16)
+    loaded = checkpoints.load_model(tmp_path / "t", Transformer, TransformerConfig)
+    for model in (stage.model, resumed.model, loaded, loaded.double()):
+        assert model.head.weight is model.token_embedding.weight
+    index = to_sequences(codes, labels)[:3, :50]
+    assert torch.equal(loaded(index), stage.model.double()(index))

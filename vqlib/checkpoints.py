@@ -67,7 +67,8 @@ def save(path, kind, tensors, **info):
     previous file as it was. Raises OSError, naming the remedy, where the folder can't be written.
     """
     path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format)  # a copy: tied weights share memory
+               for name, t in sorted(tensors.items())}
     text = json.dumps(info, default=lambda number: number.item())  # numpy's numbers
     header = {"kind": kind, "sha256": _digest(tensors, kind + text), "info": text}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

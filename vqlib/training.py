@@ -97,9 +97,9 @@ SEED_TRANSFORMER = TransformerRecipe(name="seed", epochs=1, batch_size=128, lear
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine",
                          warmup_steps=200, model=VQVAEConfig(ema=True), beta=1.0,
                          kmeans_init=True, revive_below=0.33)
-BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, batch_size=64, learning_rate=1e-3, schedule="cosine",
+BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=3, batch_size=64, learning_rate=1e-3, schedule="cosine",
                                      warmup_steps=200, weight_decay=0.1, betas=(0.9, 0.95), drop_class=0.1,
-                                     model=TransformerConfig(dropout=0.0, qk_norm=True))
+                                     model=TransformerConfig(dropout=0.0, qk_norm=True, tied=True))
 
 # The judges of samples. SCORE is for few pictures: the classification accuracy score trains one on 10,000 samples.
 JUDGE = ClassifierRecipe(name="judge", epochs=8, batch_size=128, learning_rate=2e-3, schedule="cosine",

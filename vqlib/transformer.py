@@ -25,6 +25,7 @@ class TransformerConfig:
     context: int = 152    # the seed's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
     dropout: float = 0.1
     qk_norm: bool = False  # True: queries and keys of length √d, times a learned gain, so that no logit runs away
+    tied: bool = False     # True: one matrix both reads tokens in and scores them (Press and Wolf, arXiv 1608.05859)
 
     def __post_init__(self):
         for name in ("vocabulary_size", "d_model", "n_heads", "n_layers", "context"):
@@ -127,6 +128,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocabulary_size, bias=False)
+        if config.tied:
+            self.head.weight = self.token_embedding.weight
         self.apply(self._init)
 
     def _init(self, module):
