@@ -109,6 +109,65 @@ def halves(shares):
     return lengths
 
 
+def joining_the_largest(shares):
+    groups, lengths = [(share, [i]) for i, share in enumerate(shares)], [0] * len(shares)
+    while len(groups) > 1:
+        groups.sort(reverse=True)
+        (a, first), (b, second), *groups = groups
+        for i in first + second:
+            lengths[i] += 1
+        groups.append((a + b, first + second))
+    return lengths
+
+
+def step_by(count, total, vectors, codes, decay, count_codes):
+    new = step(count, total, vectors, codes, decay)
+    count = decay * count + (1 - decay) * count_codes(codes, len(count))
+    return count, new[1], new[1] / count[:, None]
+
+
+def counted_once(codes, K):
+    count = torch.zeros(K)
+    count[codes] += 1
+    return count
+
+
+def overwrites(z, q):
+    with torch.no_grad():
+        z.copy_(q)
+    return z
+
+
+def attend_by_library(q, k, v, keys, values, **options):
+    keys, values = torch.cat([keys, k[None]]), torch.cat([values, v[None]])
+    return F.scaled_dot_product_attention(q[None], keys, values, **options)[0], keys, values
+
+
+def pairs_nats(learn, score, how):
+    """Pairs of (left, next), counted with a loop."""
+    table = torch.ones(64, 64)
+    if how == "above":
+        learn, score = learn.transpose(1, 2), score.transpose(1, 2)
+    for one in learn.flatten(1).tolist():
+        for i in range(48):
+            if how == "wraps" or i % 7 < 6:
+                table[one[i], one[i + 1]] += 1
+    table /= table.sum() if how == "joint" else table.sum(1, keepdim=True)
+    return -table[score[..., :-1], score[..., 1:]].log().mean()
+
+
+def nucleus_to(shares, p):
+    """One too many where a sum hits p."""
+    order = shares.argsort(descending=True)
+    kept = torch.zeros(len(shares), dtype=torch.bool)
+    kept[order[:(shares[order].cumsum(0) <= p).sum() + 1]] = True
+    return kept
+
+
+def nucleus_with_ties(shares, p):
+    return shares >= shares[nucleus(shares, p)].min()
+
+
 RIGHT = {
     "thumbnail_levels": lambda side: int(2 ** (294 / side ** 2)),
     "huffman_lengths": lambda shares: exercises._huffman(shares),
@@ -134,6 +193,9 @@ WRONG = [
     ("huffman_lengths", lambda shares: [-math.log2(s) for s in shares], "whole number of bits"),
     ("huffman_lengths", lambda shares: sorted(exercises._huffman(shares)), "another order"),
     ("huffman_lengths", lambda shares: [2], "one length for each"),
+    ("thumbnail_levels", lambda side: math.floor(math.exp(294 / side ** 2 * math.log(2))), "fit exactly"),
+    ("huffman_lengths", joining_the_largest, "two \\*rarest\\*"),
+    ("straight_through", overwrites, "overwrites"),
     ("straight_through", lambda z, q: q, "no gradient reaches z"),
     ("straight_through", lambda z, q: z, "has that of z"),
     ("straight_through", lambda z, q: z + (q - z), "no gradient reaches z|reaches q as well"),
@@ -147,6 +209,8 @@ WRONG = [
     ("moving_average_step", lambda *a: step(*a)[2], "three things"),
     ("moving_average_step", naive_means, "\\*sums\\* of the vectors"),
     ("moving_average_step", only_the_chosen, "no vector chose decay, too"),
+    ("moving_average_step", lambda *a: step_by(*a, counted_once), "index_add_"),
+    ("moving_average_step", lambda *a: step_by(*a, lambda codes, K: torch.bincount(codes)), "minlength"),
     ("codes_of", lambda s: (s[0], s[1:50].reshape(7, 7)), "less by 64"),
     ("codes_of", lambda s: (s[0] - 64, s[2:].reshape(7, 7)), "Off by one"),
     ("codes_of", lambda s: (s[0] - 64, s[:49].reshape(7, 7)), "is no code"),
@@ -160,19 +224,29 @@ WRONG = [
     ("left_neighbour_nats", lambda a, b: -nats(a, b), "sign"),
     ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "once"), "only once"),
     ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "no keepdim"), "keepdim=True"),
+    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "wraps"), "count the training pairs, too"),
+    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "above"), "code \\*above\\*"),
+    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "joint"), "of the \\*pair\\*"),
     ("left_neighbour_nats", lambda a, b: 4.16, "you get 4.160 nats"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool), "nothing is masked"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(), "into the future"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(-1), "look at itself"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(1), "turn it round"),
     ("may_look", lambda T: torch.full((T, T), -torch.inf).triu(1), "True and False"),
+    ("may_look", lambda T: torch.ones(T, T).tril(), "True and False"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(1), "it should be"),
     ("may_look", lambda T: torch.eye(T, dtype=torch.bool), "it should be"),
     ("attend_one_more", lambda *a: attend(*a, scale=0), "by √d"),
     ("attend_one_more", lambda *a: attend(*a, scale=1), "not d"),
     ("attend_one_more", lambda *a: attend(*a, late=True), "append before you look"),
     ("attend_one_more", append_late, "append before you look"),
-    ("attend_one_more", lambda q, k, v, keys, values: (v, keys, values), "shape \\(1, 16\\), got \\(0, 16\\)"),
+    ("attend_one_more", lambda q, k, v, keys, values: (v, keys, values), "\\(1, 16\\), got \\(0, 16\\)"),
+    ("attend_one_more", lambda *a: attend_by_library(*a, is_causal=True), "is_causal=True"),
+    ("attend_one_more", lambda *a: attend_by_library(*a, scale=0.25), "not always 16"),
+    ("at_temperature", lambda logits, T: (logits / max(T, 1e-3)).softmax(-1), "not yet 0"),
+    ("at_temperature", lambda logits, T: (logits / T).exp() / (logits / T).exp().sum() if T else tempered(logits, 0),
+     "overflows"),
+    ("at_temperature", lambda logits, T: tempered(logits, T).log(), "negative"),
     ("at_temperature", lambda logits, T: (logits * T).softmax(-1), "You multiply by T"),
     ("at_temperature", lambda logits, T: (logits / T).softmax(-1), "division by zero"),
     ("at_temperature", lambda logits, T: logits.softmax(-1) / (T or 1), "before the softmax"),
@@ -180,6 +254,8 @@ WRONG = [
     ("at_temperature", lambda logits, T: (logits / (T or 1)).softmax(-1), "on the likeliest"),
     ("at_temperature", lambda logits, T: (logits / T).softmax(-1) if T else None, "not for all"),
     ("nucleus", lambda shares, p: shares * nucleus(shares, p), "True and False"),
+    ("nucleus", nucleus_to, "where 2 reach p"),
+    ("nucleus", nucleus_with_ties, "equally likely"),
     ("nucleus", lambda shares, p: shares > 0, "where 2 reach p"),
     ("nucleus", lambda shares, p: nucleus(shares, p).sort(descending=True).values, "back to where they stood"),
     ("nucleus", lambda shares, p: nucleus(shares.flip(0), p), "less than p|aren't the likeliest"),
@@ -189,8 +265,11 @@ ALSO_RIGHT = [
     ("thumbnail_levels", lambda side: 2 ** (294 / side ** 2) // 1),
     ("huffman_lengths", lambda shares: torch.tensor(exercises._huffman(shares))),
     ("left_neighbour_nats", lambda a, b: torch.tensor(nats(a, b))),
-    ("may_look", lambda T: torch.ones(T, T).tril()),
-    ("at_temperature", lambda logits, T: logits.div_(T or 1e-9).softmax(-1)),  # changes what it was given
+    ("may_look", lambda T: torch.ones(T, T).tril() > 0),
+    ("attend_one_more", attend_by_library),
+    ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1] / (step(*a)[0] + 1e-5)[:, None])),
+    ("nucleus", lambda shares, p: nucleus(shares.flip(0), p).flip(0)),  # of equally likely ones the others
+    ("at_temperature", lambda logits, T: logits.div_(T or 1e-12).softmax(-1)),  # changes what it was given
     ("moving_average_step", lambda c, t, v, k, d: list(step(c.mul_(1), t, v, k, d))),
 ]
 
