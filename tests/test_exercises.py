@@ -321,7 +321,7 @@ def test_in_the_notebook_they_are_open_and_in_the_solutions_right(name, tmp_path
     assert len(cells) == 2
     assert all("".join(cell["outputs"][0]["text"]).startswith("No answer yet") for cell in cells)
     solved = nbformat.read(ROOT / "notebooks" / "solutions" / f"{name}.ipynb", as_version=4)
-    committed = [output.get("text") for cell in solved.cells for output in cell.get("outputs", [])]
+    committed = [output.text for cell in solved.cells for output in cell.get("outputs", []) if "text" in output]
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(solved, timeout=120, kernel_name="python3", resources=resources).execute()
     outputs = [output.text for cell in solved.cells for output in cell.get("outputs", []) if "text" in output]
