@@ -84,14 +84,18 @@ def environment(**more):
 @pytest.fixture(scope="session")
 def old_python(tmp_path_factory):
     """A Python with Colab's ipywidgets, IPython and ipykernel; all else, torch too, is this environment's."""
-    folder = tmp_path_factory.mktemp("old") / "env"
+    return layered(tmp_path_factory.mktemp("old") / "env", OLD)
+
+
+def layered(folder, requirements):
+    """A Python with these packages of its own, and all else from this environment; skips where they can't be had."""
     binary = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     try:
         venv.create(folder, with_pip=True, symlinks=os.name != "nt")
-        subprocess.run([binary, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "15", *OLD], check=True,
-                       capture_output=True, text=True, env=environment(), timeout=600)
+        subprocess.run([binary, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "15", *requirements],
+                       check=True, capture_output=True, text=True, env=environment(), timeout=600)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"could not make an environment with {', '.join(OLD)}: {error} {str(error.stderr)[-300:]}")
+        pytest.skip(f"could not make an environment with {', '.join(requirements)}: {error} {str(error.stderr)[-300:]}")
     packages = shown(binary, "import sysconfig; print(sysconfig.get_path('purelib'))")[0]
     (Path(packages) / "zz_layer.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")  # searched after its own
     return binary

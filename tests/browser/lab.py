@@ -1,4 +1,4 @@
-"""JupyterLab in headless Chromium: what the browser test and the latency benchmark share."""
+"""Jupyter in headless Chromium: what the browser tests and the latency benchmark share."""
 
 import contextlib
 import json
@@ -32,10 +32,11 @@ def _starts(path):
 
 
 @contextlib.contextmanager
-def server(folder):
-    """A JupyterLab of this environment on a copy of the notebooks, with settings of its own: its address and process.
+def server(folder, python=sys.executable, module="jupyterlab"):
+    """A Jupyter on a copy of the notebooks, with settings of its own: its address and process.
 
-    folder: an empty one, where all that it writes goes. The notebooks run at the tests' speed.
+    folder: an empty one, where all that it writes goes. The notebooks run at the tests' speed. python: whose;
+    module: "jupyterlab", or "notebook" (7), or "nbclassic" (the front end of notebook 6).
     """
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for name, setting in {"notebook-extension/tracker": {"windowingMode": "none"},  # keep cells that are out of sight
@@ -50,7 +51,7 @@ def server(folder):
     env = {key: value for key, value in os.environ.items() if key != "VQLIB_DATA"} | own | {
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython"),
         "VQLIB_RUNS": str(folder / "runs"), "VQLIB_FAST": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+    command = [python, "-m", module, "--no-browser", "--allow-root", f"--ServerApp.port={port}",
                "--ServerApp.port_retries=0", "--IdentityProvider.token=",
                f"--ServerApp.root_dir={folder / 'notebooks'}"]
     with open(folder / "server.log", "wb") as log:
@@ -63,10 +64,10 @@ def server(folder):
                 direct.open(f"{address}/api/status", timeout=5).read()
                 break
             if process.poll() is not None:
-                raise RuntimeError(f"JupyterLab ended:\n{(folder / 'server.log').read_text()[-3000:]}")
+                raise RuntimeError(f"{module} ended:\n{(folder / 'server.log').read_text()[-3000:]}")
             time.sleep(0.25)
         else:
-            raise RuntimeError(f"JupyterLab did not answer:\n{(folder / 'server.log').read_text()[-3000:]}")
+            raise RuntimeError(f"{module} did not answer:\n{(folder / 'server.log').read_text()[-3000:]}")
         yield address, process
     finally:
         process.terminate()
