@@ -27,4 +27,5 @@ def versions(device="cpu"):
     where = f"{device}, {torch.get_num_threads()} threads"
     if "cuda" in str(device):
         where = torch.cuda.get_device_name(device)
-    return f"Python {sys.version.split()[0]}, torch {torch.__version__}, vqlib {__version__}, device {where}, seed 0"
+    python = sys.version.split()[0]
+    return f"Python {python}, torch {torch.__version__}, vqlib {__version__}, device {where}, random seed 0"
