@@ -55,6 +55,14 @@ class Cache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / √(mean x² + ε) · weight, in the dtype of x also where autocast makes x bf16 and leaves the weight float32."""
+
+    def forward(self, x):
+        eps = min(torch.finfo(dtype).eps for dtype in (self.weight.dtype, torch.float32))
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), eps)
+
+
 class CausalSelfAttention(nn.Module):
     """softmax(QKᵀ/√d + mask) V in ``n_heads`` heads; no token sees a later one (section 3.2).
 
@@ -67,7 +75,7 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
         self.out = nn.Linear(config.d_model, config.d_model)
         size = config.d_model // config.n_heads
-        self.norm_q, self.norm_k = (nn.RMSNorm(size) if config.qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(size) if config.qk_norm else nn.Identity() for _ in range(2))
 
     def queries_keys_values(self, x):
         """(B, T, C) -> three times (B, heads, T, C / heads)."""
