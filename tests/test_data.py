@@ -107,15 +107,58 @@ def test_files_are_read_plain_or_gzipped(places, gz, inside, split, n):
     assert bytes(dataset.labels.to(torch.uint8).tolist()) == places.content[list(data.FILES[split])[1]][8:]
 
 
+HTML = b"<!DOCTYPE html><html><body>Please log in to the hotel's network</body></html>"
+
+
 @pytest.mark.parametrize("how", ["argument", "VQLIB_DATA"])
 def test_a_named_folder_must_hold_the_files(places, monkeypatch, how):
     places.fill(places.system)  # which must not be taken instead
     empty = places.folder / "empty"
     empty.mkdir()
     monkeypatch.setenv("VQLIB_DATA", str(empty) if how == "VQLIB_DATA" else "")
-    with pytest.raises(FileNotFoundError, match=f"{empty} holds no train-images.*train-labels.*Remedies"):
+    message = f"{empty}(, which VQLIB_DATA names,)? holds no train-images.*train-labels.*looked for elsewhere"
+    with pytest.raises(FileNotFoundError, match=message):
         data.load("train", folder=empty if how == "argument" else None)
     assert places.downloads == 0
+
+
+def test_a_named_folder_that_is_not_there_is_told_so(places, monkeypatch):
+    monkeypatch.setenv("VQLIB_DATA", str(places.folder / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere, which VQLIB_DATA names, is no folder.*Unset VQLIB_DATA"):
+        data.load("train")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK", HTML])
+def test_a_damaged_sample_is_named_with_its_remedy(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(data, "SAMPLE_FILE", tmp_path / "sample.npz")
+    if content is not None:
+        data.SAMPLE_FILE.write_bytes(content)
+    with pytest.raises(ValueError, match="sample.npz is damaged or missing.*git checkout"):
+        data.load_sample("train")
+
+
+PIXELS, LABELS = torch.zeros(5, 28, 28, dtype=torch.uint8), torch.arange(5)
+
+
+@pytest.mark.parametrize(("pixels", "labels", "message"), [
+    (PIXELS.numpy(), LABELS, "pixels must be a tensor .N, 28, 28. uint8, got ndarray"),
+    (PIXELS.float(), LABELS, r"got \(5, 28, 28\) torch.float32"),
+    (PIXELS[:, None], LABELS, r"got \(5, 1, 28, 28\)"),
+    (PIXELS, LABELS.tolist(), r"labels must be a tensor \(5,\) int64.*got list"),
+    (PIXELS, LABELS.int(), "got .* torch.int32"),
+    (PIXELS, LABELS[:4], r"one for each picture, got \(4,\)"),
+    (PIXELS, LABELS + 6, "0…9, got 6 … 10"),
+    (PIXELS, LABELS - 1, "0…9, got -1 … 3"),
+])
+def test_a_dataset_of_ones_own_is_checked_when_it_is_made(pixels, labels, message):
+    with pytest.raises(ValueError, match=message):
+        data.Dataset(pixels, labels, "mine")
+
+
+def test_a_dataset_prints_in_a_line_and_can_be_empty():
+    own = data.Dataset(PIXELS, LABELS, "mine")
+    assert repr(own) == "Dataset(source='mine')" and own == own and own != data.Dataset(PIXELS, LABELS, "mine")
+    assert len(own.subset(LABELS > 9)) == 0
 
 
 def test_a_folder_with_half_of_the_files_is_passed_over(places):
@@ -127,7 +170,6 @@ def test_a_folder_with_half_of_the_files_is_passed_over(places):
 
 # --- damaged files ---------------------------------------------------------------------------------------------------
 
-HTML = b"<!DOCTYPE html><html><body>Please log in to the hotel's network</body></html>"
 DAMAGE = {
     "truncated": lambda c: c[:-9],
     "one bit": lambda c: c[:len(c) // 2] + bytes([c[len(c) // 2] ^ 1]) + c[len(c) // 2 + 1:],
@@ -145,7 +187,8 @@ def test_a_damaged_file_is_an_error_that_names_it_and_the_remedy(places, place, 
     folder = places.fill(getattr(places, place, places.folder / "named"), gz=gz)
     file = folder / (f"{name}.gz" if gz else name)
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
-    with pytest.raises(ValueError, match=f"{name}.*Delete it and load again.*VQLIB_DATA"):
+    remedy = {"system": "system's package", "named": "original in its place"}.get(place, "Delete it and load again")
+    with pytest.raises(ValueError, match=f"{name}.*{remedy}.*sample=True"):
         data.load("train", folder=folder if place == "named" else None)
     assert places.downloads == 0
 
@@ -315,19 +358,25 @@ def test_the_sample_is_a_part_of_the_real_data(split, n):
 
 
 def numbered(n):
-    """n pictures whose labels are their numbers."""
-    return data.Dataset(torch.zeros(n, 28, 28, dtype=torch.uint8), torch.arange(n), "made up")
+    """n pictures that hold their numbers."""
+    pixels = torch.zeros(n, 28, 28, dtype=torch.uint8)
+    pixels[:, 0, 0], pixels[:, 0, 1] = torch.arange(n) // 256, torch.arange(n) % 256
+    return data.Dataset(pixels, torch.arange(n) % 10, "made up")
+
+
+def numbers(dataset):
+    return dataset.pixels[:, 0, 0].int() * 256 + dataset.pixels[:, 0, 1]
 
 
 def test_seed_defect_5_validation_pictures_are_not_among_the_training_pictures():
     part, held_out = data.split_validation(numbered(600), 50)
     assert (len(part), len(held_out)) == (550, 50)
-    assert sorted(part.labels.tolist() + held_out.labels.tolist()) == list(range(600))  # each once: none is in both
-    assert held_out.labels.max() > 300 and held_out.labels.min() < 300  # drawn from everywhere
+    assert sorted(numbers(part).tolist() + numbers(held_out).tolist()) == list(range(600))  # each once: none is in both
+    assert numbers(held_out).max() > 300 and numbers(held_out).min() < 300  # drawn from everywhere
 
 
 def test_the_same_seed_holds_out_the_same_pictures():
-    first, again, other = (data.split_validation(numbered(600), 50, seed=s)[1].labels for s in (0, 0, 1))
+    first, again, other = (numbers(data.split_validation(numbered(600), 50, seed=s)[1]) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     state = torch.get_rng_state()
     data.split_validation(numbered(600), 50)

@@ -139,6 +139,25 @@ def test_the_seeds_column_and_the_seeds_record_are_of_one_run(card):
     assert {"T = 1", "T = 0.8"} <= set(column["samples"])
 
 
+def test_a_damaged_card_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "scorecard.json").write_text(content)
+        with pytest.raises(ValueError, match="scorecard.json is damaged or missing.*git checkout"):
+            checkpoints.load_scorecard()
+
+
+def test_what_the_scorecard_needs_is_looked_for_before_it_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scorecard, "Referee", None)
+    with pytest.raises(FileNotFoundError, match="no .*seed.*vqvae.safetensors"):
+        scorecard.main(["--sample", "--seed-run", str(tmp_path / "seed")])
+    assert capsys.readouterr().out.startswith("ours: shipped weights")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write into .*file"):
+        scorecard.main(["--sample", "--out", str(tmp_path / "file" / "card.json")])
+
+
 def test_the_card_is_plain_json(card):
     assert json.loads(json.dumps(card)) == card
     assert "NaN" not in (checkpoints.SHIPPED / "scorecard.json").read_text(encoding="utf-8")

@@ -1,9 +1,11 @@
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -348,13 +350,22 @@ def test_a_damaged_checkpoint_is_refused(some, tmp_path, often, monkeypatch):
         run(VQVAE_TINY, some, tmp_path / "m.safetensors")
 
 
-@pytest.mark.parametrize("step, said", [(1, "No checkpoint was written yet"), (7, "The last checkpoint is "
-                                        "m.resume.safetensors: the same command goes on from there")])
+@pytest.mark.parametrize("step, said", [(1, "No checkpoint was written"), (
+    7, "The last checkpoint, .*m.resume.safetensors, is of step 6: the same command goes on from there"), (
+    8, "The last checkpoint, .*m.resume.safetensors, is of step 6: the same command goes on from there")])
 def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(some, tmp_path, often, monkeypatch, capsys, step, said):
     stop_at(monkeypatch, step, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(VQVAE_TINY, some, tmp_path / "m.safetensors")
-    assert f"Stopped at step {step - 1}. {said}" in capsys.readouterr().out
+    assert re.search(f"Stopped at step {step - 1}. {said}", capsys.readouterr().out)
+
+
+def test_a_run_that_goes_on_says_from_where(some, tmp_path, often, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 7, interrupt)
+        run(VQVAE_TINY, some, tmp_path / "m.safetensors")
+    train_vqvae(VQVAE_TINY, some, path=tmp_path / "m.safetensors", device="cpu")
+    assert f"going on from step 6 ({tmp_path / 'm.resume.safetensors'})" in capsys.readouterr().out
 
 
 def test_a_save_that_fails_loses_no_checkpoint(some, tmp_path, often, monkeypatch):
@@ -387,8 +398,11 @@ def test_a_finished_run_is_loaded_not_trained_again(some, tmp_path, monkeypatch,
     assert "finished run of this recipe on this data" in capsys.readouterr().out
     assert same_weights(first, again) and again.info["history"] == first.info["history"]
     assert path.read_bytes() == written
-    for other, n in ((dataclasses.replace(recipe, seed=1), 90), (recipe, 80)):  # another recipe, other data: trained
+    for i, (other, n) in enumerate(((dataclasses.replace(recipe, seed=1), 90), (recipe, 80))):  # trained, and both kept
         assert not same_weights(run(other, some.subset(torch.arange(n)), path), first)
+        assert f"is kept as m.{i + 1}.safetensors" in capsys.readouterr().out
+    assert (tmp_path / "m.1.safetensors").read_bytes() == written
+    assert {p.name for p in tmp_path.glob("m*")} == {"m.safetensors", "m.1.safetensors", "m.2.safetensors"}
 
 
 def test_a_transformer_of_another_tokenizer_is_trained_again(some, tmp_path):
@@ -449,6 +463,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(some, 
     assert info["step"] == 4 and all(t.isfinite().all() for t in kept.values())
 
 
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(some, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(training.VQVAEStage, "loss", None)
+    with pytest.raises(OSError, match="cannot write into .*file: .*VQLIB_RUNS"):
+        run(VQVAE_TINY, some, tmp_path / "file" / "m.safetensors")
+
+
+def test_qk_norm_under_autocast_warns_of_nothing_and_does_what_float32_does():
+    model = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=1, qk_norm=True)).eval()
+    tokens = torch.arange(50)[None]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = model(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            q, k, v = model.blocks[0].attention.queries_keys_values(model.embed(tokens))
+            assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+            assert torch.allclose(model(tokens).float(), exact, atol=0.02)
+
+
 def test_the_device_is_one_that_is_there():
     assert training.pick_device() in ("cuda", "mps", "cpu")
     assert torch.zeros(2, device=training.pick_device()).sum() == 0
@@ -503,8 +536,10 @@ def test_the_command_line_trains_both_stages_into_the_runs_folder(tiny, tmp_path
     said = capsys.readouterr().out
     assert f"tokenizer: {tmp_path / 'runs' / 'vqvae.safetensors'}" in said
     assert f"mse {vqvae.info['test']['mse']:.5g}" in said
-    training.main(["all", "--sample", "--device", "cpu", "--recipe", "other"])  # the next recipe takes their place
-    assert checkpoints.load_vqvae().info["recipe"]["seed"] == checkpoints.load_transformer().info["recipe"]["seed"] == 1
+    training.main(["all", "--sample", "--device", "cpu", "--recipe", "other"])  # in a folder of its own: ours stays
+    own = tmp_path / "runs" / "other" / "vqvae.safetensors"
+    assert checkpoints.load_vqvae(own).info["recipe"]["seed"] == 1
+    assert same_weights(checkpoints.load_vqvae(), vqvae) and same_weights(checkpoints.load_transformer(), transformer)
 
 
 def test_seed_defect_5_held_out_pictures_are_never_trained_on_and_the_test_set_is_left_alone(tiny, tmp_path, capsys):
@@ -536,7 +571,25 @@ def test_one_stage_can_be_trained_alone(tiny, tmp_path, monkeypatch):
 def test_held_out_pictures_need_a_tokenizer_that_never_saw_them(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         training.main(["transformer", "--sample", "--holdout", "--device", "cpu"])
-    assert "vqvae --holdout` first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert "train the stage vqvae first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_in_words(tiny, capsys):
+    for device in ("gpu", "cuda:99", "meta:x"):
+        with pytest.raises(SystemExit):
+            training.main(["all", "--sample", "--device", device])
+        assert f"no device '{device}' here" in capsys.readouterr().err
+
+
+def test_where_no_data_can_be_had_the_command_line_names_its_own_option(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VQLIB_DATA", str(tmp_path))
+    with pytest.raises(SystemExit):
+        training.main(["all", "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert "Unset VQLIB_DATA" in said and said.strip().endswith("Or take the embedded sample: --sample.")
+    with pytest.raises(SystemExit):
+        training.main(["all", "--device", "cpu", "--sample", "--data", "MNIST"])
+    assert "no sample of MNIST" in capsys.readouterr().err
 
 
 def test_the_command_line_trains_the_two_judges(monkeypatch, tmp_path, capsys):
@@ -560,7 +613,7 @@ def test_another_data_set_is_trained_in_a_folder_of_its_own(tiny, tmp_path, monk
     monkeypatch.setattr(data, "load", load)
     with pytest.raises(SystemExit):
         training.main(["transformer", "--data", "MNIST", "--device", "cpu"])
-    assert "no tokenizer of MNIST yet" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert "train the stage vqvae first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
     training.main(["all", "--data", "MNIST", "--device", "cpu"])
     assert set(names) == {"MNIST"}
     assert sorted(os.listdir(tmp_path / "runs" / "MNIST")) == ["transformer.safetensors", "vqvae.safetensors"]

@@ -30,4 +30,4 @@ sheet.paste(shots[0], (0, 0))
 sheet.paste(shots[1], (0, shots[0].height + 24))
 path = ROOT / "notebooks" / "panels.png"
 sheet.quantize(128).save(path, optimize=True)
-print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -13,4 +13,6 @@ vqvae, transformer = checkpoints.load_vqvae(shipped=True), checkpoints.load_tran
 labels = torch.arange(10).repeat_interleave(8)
 codes = sampling.sample(transformer, labels, temperature=0.8, generator=torch.Generator().manual_seed(0))
 figure = plots.class_grid(vqvae.decode(codes), each=8)
-figure.savefig(Path(__file__).parent.parent / "notebooks" / "samples.png", dpi=100)
+path = Path(__file__).parent.parent / "notebooks" / "samples.png"
+figure.savefig(path, dpi=100)
+print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,6 +1,6 @@
 """Keep the figures, histories and samples of a run of the seed's recipe, without its weights.
 
-    VQLIB_RUNS=runs/seed python -m vqlib.training all --recipe seed
+    python -m vqlib.training all --recipe seed
     VQLIB_RUNS=runs/seed python tools/make_seed_record.py
 """
 

@@ -23,4 +23,4 @@ for t in range(50):
     frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST).quantize(24))
 path = Path(__file__).parent.parent / "notebooks" / "writing.gif"
 frames[0].save(path, save_all=True, append_images=frames[1:], duration=[120] * 49 + [3000], loop=0, optimize=True)
-print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -87,6 +87,17 @@ def save(path, kind, tensors, **info):
             temporary.unlink()
 
 
+def check_writable(path):
+    """Raise OSError, naming the remedy, where `save` could not write: before an hour of training, not after it."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(path).parent):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write into {Path(path).parent}: {error}. Make the folder writable, or set "
+                          f"VQLIB_RUNS to another folder") from error
+
+
 def read(path, kind):
     """Read a file that `save` wrote: (tensors, info). Nothing in it is executed.
 
@@ -94,7 +105,7 @@ def read(path, kind):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}. {_remedy(path)}")
+        raise FileNotFoundError(f"there is no {path}. {_remedy(path, kind)}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -102,19 +113,22 @@ def read(path, kind):
         if header.get("kind", kind) == kind:
             info, digest = json.loads(header["info"]), _digest(tensors, header["kind"] + header["info"])
     except Exception as error:  # whatever a damaged or hostile file raises in any of these
-        raise ValueError(f"{path} is damaged or no weight file of this project ({error}). {_remedy(path)}") from error
+        raise ValueError(f"{path} is damaged or no weight file of this project ({error}). "
+                         f"{_remedy(path, kind)}") from error
     if header["kind"] != kind:
-        raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}")
+        raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}. {_remedy(path, kind)}")
     if header.get("sha256") != digest:
         raise ValueError(f"{path} is damaged: its content doesn't have the SHA-256 that its header states. "
-                         f"{_remedy(path)}")
+                         f"{_remedy(path, kind)}")
     return tensors, info
 
 
-def _remedy(path):
+def _remedy(path, kind=None):
     if path.parent == SHIPPED:
         return "Restore it with `git checkout vqlib/weights`, or install the package again."
-    first = "Delete it and train again" if path.exists() else "Train first"
+    if kind == "training state":
+        return "Delete it to start this run afresh."
+    first = "Delete it and train again" if path.exists() else "Check the path; train first"
     return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)."
 
 
@@ -233,7 +247,7 @@ def load_seed_record():
 
 def load_scorecard():
     """The figures of the shipped pair, as `python -m vqlib.scorecard` wrote them: a dict (see scorecard.py)."""
-    return json.loads((SHIPPED / "scorecard.json").read_text(encoding="utf-8"))
+    return _shipped_json("scorecard.json")
 
 
 def load_ablation(collapse=False):
@@ -242,8 +256,14 @@ def load_ablation(collapse=False):
     As `python tests/benchmarks/stage1_ablation.py --only a b c d e f g --summary FILE` wrote it, the second with
     ``--collapse`` in place of ``--only …``.
     """
-    name = "collapse.json" if collapse else "ablation.json"
-    return json.loads((SHIPPED / name).read_text(encoding="utf-8"))
+    return _shipped_json("collapse.json" if collapse else "ablation.json")
+
+
+def _shipped_json(name):
+    try:
+        return json.loads((SHIPPED / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{SHIPPED / name} is damaged or missing ({error}). {_remedy(SHIPPED / name)}") from error
 
 
 def describe(model):

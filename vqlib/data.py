@@ -21,8 +21,9 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -49,26 +50,38 @@ NAMES = ("FashionMNIST", "MNIST", "KMNIST")
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE_FILE = Path(__file__).parent / "sample" / "fashion_mnist_sample.npz"
 REMEDY = ("Remedies: connect to the internet (about 30 MB are fetched once); or on Debian and Ubuntu "
-          "`apt-get install dataset-fashion-mnist`; or set VQLIB_DATA to a folder that holds the four files; "
-          "or use the embedded sample with data.load(..., sample=True).")
+          "`apt-get install dataset-fashion-mnist`; or set VQLIB_DATA to a folder that holds the four files.")
+OR_SAMPLE = "Or take the embedded sample: data.load(..., sample=True)."
 
 
 class SampleWarning(UserWarning):
     """The embedded sample stands in for the real data set."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Pictures of one split, in memory.
 
     pixels: (N, 28, 28) uint8, 0 black … 255 white.
     labels: (N,) int64 in 0…9, an index into `CLASS_NAMES`.
     source: where the pictures came from, in words.
+
+    Raises ValueError where they are not so.
     """
 
-    pixels: torch.Tensor
-    labels: torch.Tensor
+    pixels: torch.Tensor = field(repr=False)
+    labels: torch.Tensor = field(repr=False)
     source: str
+
+    def __post_init__(self):
+        pixels, labels = self.pixels, self.labels
+        if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.shape[1:] != (SIZE, SIZE):
+            raise ValueError(f"pixels must be a tensor (N, 28, 28) uint8, got {describe(pixels)}")
+        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+            raise ValueError(f"labels must be a tensor ({len(pixels)},) int64, one for each picture, got "
+                             f"{describe(labels)}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() <= 9:
+            raise ValueError(f"labels must lie in 0…9, got {labels.min()} … {labels.max()}")
 
     def __len__(self):
         return len(self.pixels)
@@ -152,8 +165,12 @@ def load(split, folder=None, sample=None, download=True, name="FashionMNIST"):
     if named:
         found = find_files(named, split)
         if found is None:
-            raise FileNotFoundError(f"{named} holds no {' and '.join(FILES[split])} (plain or .gz), neither at its "
-                                    f"top nor under FashionMNIST/raw. {REMEDY}")
+            raise FileNotFoundError(
+                f"{named}{'' if folder else ', which VQLIB_DATA names,'} "
+                + (f"holds no {' and '.join(FILES[split])} (plain or .gz), neither at its top nor under "
+                   f"FashionMNIST/raw" if Path(named).is_dir() else "is no folder")
+                + f". {'Leave folder out' if folder else 'Unset VQLIB_DATA'}, and a copy is looked for elsewhere, and "
+                  f"downloaded if there is none. {OR_SAMPLE}")
         return read_files(found, split)
     for place in (Path("data"), download_folder(), SYSTEM_FOLDER):
         found = find_files(place, split)
@@ -166,7 +183,7 @@ def load(split, folder=None, sample=None, download=True, name="FashionMNIST"):
         except (OSError, RuntimeError, ValueError) as error:
             reason = f"the download failed ({type(error).__name__}: {error})"
     if sample is False:
-        raise RuntimeError(f"No copy of Fashion-MNIST was found, and {reason}. {REMEDY}")
+        raise RuntimeError(f"No copy of Fashion-MNIST was found, and {reason}. {REMEDY} {OR_SAMPLE}")
     warnings.warn(f"No copy of Fashion-MNIST was found, and {reason}. Going on with the EMBEDDED SAMPLE, a small part "
                   f"of the real data: figures will differ from those in the text. {REMEDY}",
                   SampleWarning, stacklevel=2)
@@ -175,9 +192,13 @@ def load(split, folder=None, sample=None, download=True, name="FashionMNIST"):
 
 def load_sample(split):
     """The embedded sample: the same number of pictures of every class (200 each in train, 50 in test)."""
-    with np.load(SAMPLE_FILE, allow_pickle=False) as arrays:
-        pixels = torch.from_numpy(arrays[f"{split}_pixels"])
-        labels = torch.from_numpy(arrays[f"{split}_labels"]).long()
+    try:
+        with np.load(SAMPLE_FILE, allow_pickle=False) as arrays:
+            pixels = torch.from_numpy(arrays[f"{split}_pixels"])
+            labels = torch.from_numpy(arrays[f"{split}_labels"]).long()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{SAMPLE_FILE} is damaged or missing ({error}). Restore it with `git checkout vqlib/sample`, "
+                         f"or install the package again") from error
     whole = 60_000 if split == "train" else 10_000
     return Dataset(pixels, labels, f"EMBEDDED SAMPLE ({len(labels):,} of {whole:,} {split} pictures)")
 
@@ -229,16 +250,24 @@ def _read_idx(path, digest):
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Delete it and load again to fetch a fresh copy. "
-                         f"{REMEDY}") from error
+        raise ValueError(f"{path} cannot be read: {error}. {_remedy(path)}") from error
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{path} is not the original Fashion-MNIST file: it has {len(content):,} bytes and SHA-256 "
                          f"{hashlib.sha256(content).hexdigest()[:12]}…, expected {digest[:12]}…. It is truncated, "
-                         f"altered, or another data set's. Delete it and load again to fetch a fresh copy. {REMEDY}")
+                         f"altered, or another data set's. {_remedy(path)}")
     # IDX: two zero bytes, a type code (8 = uint8), the number of dimensions, then each dimension as big-endian int32.
     ndim = content[3]
     shape = np.frombuffer(content, ">i4", ndim, offset=4)
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
+
+
+def _remedy(path):
+    """What to do about a damaged file: a copy that torchvision downloaded is fetched anew when it is gone."""
+    if SYSTEM_FOLDER in path.parents:
+        return "Install the system's package again. " + OR_SAMPLE
+    if {Path("data").resolve(), download_folder().resolve()} & set(path.resolve().parents):
+        return "Delete it and load again to fetch a fresh copy. " + OR_SAMPLE
+    return "Put the original in its place, or unset VQLIB_DATA, and a copy is looked for elsewhere. " + OR_SAMPLE
 
 
 def _load_other(name, split, folder, download):
@@ -257,8 +286,9 @@ def _load_other(name, split, folder, download):
         try:
             kind(download_folder(), download=True)
         except (OSError, RuntimeError) as error:
+            four = ", ".join(f"{file}.gz" for files in FILES.values() for file in files)
             raise RuntimeError(f"{name} could not be downloaded ({error}). Connect to the internet, or set VQLIB_DATA "
-                               f"to a folder that holds {' and '.join(names)}") from error
+                               f"to a folder that holds {four}, in {name}/raw or at its top") from error
         folders = [download_folder() / name / "raw"]
     known = dict(kind.resources)
     for file in names:

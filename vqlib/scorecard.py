@@ -9,6 +9,7 @@ the recommended guidance was chosen, compares with training pictures.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def table(card):
         row("classification accuracy score, T = 1", cell(real, "classification_accuracy_score", form=percent),
             "samples", plain, "classification_accuracy_score", form=percent),
     ]
-    head = ["| test set, 10,000 pictures |", " real |", *(f" {name} |" for name in columns)]
+    head = [f"| test set, {card['samples']:,} pictures |", " real |", *(f" {name} |" for name in columns)]
     return "\n".join(["".join(head), "|" + " --- |" * (len(columns) + 2)]
                      + ["| " + " | ".join(line) + " |" for line in rows])
 
@@ -186,6 +187,12 @@ def main(arguments=None):
     train, test = (data.load(split, sample=options.sample) for split in ("train", "test"))
     n, few = len(test), len(test) // 5
     vqvae, transformer = checkpoints.load_vqvae(), checkpoints.load_transformer()
+    print(f"ours: {checkpoints.describe(vqvae)}; {checkpoints.describe(transformer)}")
+    checkpoints.check_writable(out)
+    if options.seed_run:
+        seed_vqvae = checkpoints.load_vqvae(options.seed_run / "vqvae.safetensors")
+        path = options.seed_run / "transformer.safetensors"
+        seed_pair = seed_vqvae, checkpoints.load_transformer(path, vqvae=seed_vqvae)
     classifier = checkpoints.load_classifier("judge")
     began = time.perf_counter()
     referee = Referee(classifier, train, test, progress=True)
@@ -194,13 +201,12 @@ def main(arguments=None):
             "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
             "real pictures": referee.references(),
             "generators": {"ours": score_pair(vqvae, transformer, referee, n, bayes=few)}}
-    seed = checkpoints.load_seed_record()  # figures of its two stages; its weights are not kept
-    card["generators"]["seed's recipe"] = {"tokenizer": seed["vqvae"]["test"],
-                                           "likelihood": seed["transformer"]["test"]}
     if options.seed_run:
-        pair = (checkpoints.load_vqvae(options.seed_run / "vqvae.safetensors"),)
-        pair += (checkpoints.load_transformer(options.seed_run / "transformer.safetensors", vqvae=pair[0]),)
-        card["generators"]["seed's recipe"] = score_pair(*pair, referee, n, bayes=few)
+        card["generators"]["seed's recipe"] = score_pair(*seed_pair, referee, n, bayes=few)
+    elif not options.sample:
+        seed = checkpoints.load_seed_record()  # of all 10,000 test pictures; its weights are not kept
+        card["generators"]["seed's recipe"] = {"tokenizer": seed["vqvae"]["test"],
+                                               "likelihood": seed["transformer"]["test"]}
     card["generators"] |= score_naive(vqvae, referee, n)
     card["chart"] = chart(vqvae, transformer, classifier, train, few, progress=True)
     card["seconds"] = round(time.perf_counter() - began)
@@ -211,4 +217,9 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped: nothing was written")
+    except (OSError, ValueError) as error:  # these say what to do
+        sys.exit(f"error: {error}")

@@ -1,7 +1,7 @@
 """Training both stages, and the classifiers that judge samples, from a notebook or from the command line.
 
     python -m vqlib.training all                      # both stages by the recipe of the shipped weights, into runs/
-    python -m vqlib.training vqvae --recipe seed      # one stage, by the seed's recipe as written
+    python -m vqlib.training all --recipe seed        # by the seed's recipe as written, into runs/seed/
     python -m vqlib.training all --holdout            # choosing: train on 55,000, score the 5,000 held out
     python -m vqlib.training classifiers              # the two that judge samples
     torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes (distributed.py)
@@ -14,7 +14,9 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
+import os
 import re
 import signal
 import sys
@@ -347,10 +349,13 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
     history = {"steps": [], "epochs": [], "seconds": 0.0, "device": str(device.type), "bf16": bf16}
     resume = Path(path).with_suffix(".resume.safetensors") if path else None
     identity = {"recipe": _plain(recipe), "data": data_id, "size": size}
-    first = step = 0
+    first = step = saved = 0
     with _own_randomness(device), _ctrl_c_waits() as asked_to_stop:
+        if resume:
+            checkpoints.check_writable(resume)
         if resume and resume.is_file():
             first, history = _load_state(resume, identity, stage, optimizer)
+            _say(f"going on from step {first} ({resume})" if progress else None)
         else:
             stage.initialise(_seed(recipe.seed, -1))
         stage.parallel = distributed.wrap(model)
@@ -395,13 +400,14 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
                 if resume and ((at + 1) % save_every == 0 or last or stop):
                     history["seconds"] = spent + time.perf_counter() - started
                     _save_state(resume, identity, step + 1, history, stage, optimizer)
+                    saved = step + 1
                 if stop:
                     step += 1
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            _say(f"Stopped at step {step}. " + (f"The last checkpoint is {resume.name}: the same command goes on "
-                                                f"from there." if resume and resume.is_file() else
-                                                "No checkpoint was written yet."))
+            _say(f"Stopped at step {step}. " + (f"The last checkpoint, {resume}, is of step {saved or first}: the same "
+                                                f"command goes on from there." if saved or first else
+                                                "No checkpoint was written."))
             raise
         except (RuntimeError, MemoryError) as error:  # PyTorch's own errors of this kind are RuntimeErrors
             if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory|enough memory",
@@ -573,7 +579,7 @@ def _finished(path, recipe, data_id, load):
         return None
     model = load(path)
     if model.info.get("recipe") != _plain(recipe) or model.info.get("data") != data_id:
-        return None  # of another recipe: it stays until the new run is done
+        return None  # of another recipe: it stays until the new run is done, and is kept then, see _finish
     if distributed.rank() == 0:
         Path(path).with_suffix(".resume.safetensors").unlink(missing_ok=True)  # where a run was killed at its very end
     _say(f"{path} is a finished run of this recipe on this data: loaded. Delete it to train again.")
@@ -584,6 +590,11 @@ def _finish(model, path, info, dtype=None):
     model.info = info
     if path is not None:
         if distributed.rank() == 0:
+            if Path(path).is_file():
+                numbers = (Path(path).with_suffix(f".{n}.safetensors") for n in itertools.count(1))
+                kept = next(name for name in numbers if not name.exists())
+                os.replace(path, kept)
+                _say(f"the earlier run that was {path} is kept as {kept.name}")
             checkpoints.save_model(path, model, dtype, **info)
             Path(path).with_suffix(".resume.safetensors").unlink(missing_ok=True)
         distributed.wait()  # the next stage of each process reads this file
@@ -592,7 +603,7 @@ def _finish(model, path, info, dtype=None):
 
 
 def _say(text):
-    if distributed.rank() == 0:
+    if text and distributed.rank() == 0:
         print(text)
 
 
@@ -602,7 +613,8 @@ def main(arguments=None):
                                      "started again.")
     parser.add_argument("stage", choices=("vqvae", "transformer", "all", "classifiers"))
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="best",
-                        help="best: that of the shipped weights (default); seed: the document's, as written")
+                        help="best: that of the shipped weights (default); seed: the document's, as written; saves "
+                        "under seed/")
     parser.add_argument("--holdout", action="store_true", help="train on 55,000 pictures, score the other 5,000 after "
                         "each epoch, leave the test set alone; saves under holdout/")
     parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "
@@ -614,6 +626,11 @@ def main(arguments=None):
     parser.add_argument("--device", help="cuda, mps or cpu; default the first of them that is there and works")
     options = parser.parse_args(arguments)
     options.device = options.device or pick_device()
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        parser.error(f"there is no device {options.device!r} here, or this PyTorch can't use it: leave --device out, "
+                     f"and {pick_device()!r} is taken")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size must be 1 or more, got {options.batch_size}")
     if not distributed.launched():
@@ -628,15 +645,21 @@ def main(arguments=None):
 def _train(options, refuse):
     if distributed.rank() > 0:
         distributed.wait()  # the first process may have to download
-    train = data.load("train", sample=options.sample, name=options.data)
-    validation, test, folder = None, None, checkpoints.runs_folder()
+    if options.sample and options.data != data.NAMES[0]:
+        refuse(f"there is no sample of {options.data}: leave --sample out")
+    try:
+        train, *test = (data.load(split, sample=options.sample, name=options.data)
+                        for split in (("train",) if options.holdout else ("train", "test")))
+    except (OSError, RuntimeError, ValueError) as error:
+        refuse(f"{error}".replace(data.OR_SAMPLE, "Or take the embedded sample: --sample."))
+    validation, test, folder = None, test[0] if test else None, checkpoints.runs_folder()
     if options.data != data.NAMES[0]:
         folder = folder / options.data
+    if options.recipe != "best":
+        folder = folder / options.recipe
     if options.holdout:
         train, validation = data.split_validation(train, len(train) // 12)
         folder = folder / "holdout"
-    else:
-        test = data.load("test", sample=options.sample, name=options.data)
     if distributed.rank() == 0:
         distributed.wait()
     recipes = (*RECIPES[options.recipe], JUDGE, CRITIC)
@@ -652,12 +675,9 @@ def _train(options, refuse):
                                      options.device))
     if options.stage in ("transformer", "all"):
         own = folder / "vqvae.safetensors"
-        if options.data != data.NAMES[0] and not own.is_file():
-            refuse(f"there is no tokenizer of {options.data} yet, {own}: run `python -m vqlib.training vqvae --data "
-                   f"{options.data}` first, or `all`")
-        if options.holdout and not own.is_file():
-            refuse(f"--holdout takes a tokenizer that never saw the held-out pictures, and there is no {own}: "
-                   f"run `python -m vqlib.training vqvae --holdout` first, or `all --holdout`")
+        if folder != checkpoints.runs_folder() and not own.is_file():  # the shipped one won't do
+            refuse(f"the tokenizer that this run takes, {own}, is not there yet: train the stage vqvae first, with the "
+                   f"same options, or all")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
         _say(f"tokenizer: {vqvae.info['path']}")
         transformer = train_transformer(transformer_recipe, vqvae, train, validation, test,
@@ -677,3 +697,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell expects of what Ctrl-C ended
+    except (OSError, ValueError, MemoryError, FloatingPointError) as error:  # these say what to do
+        sys.exit(f"error: {error}")

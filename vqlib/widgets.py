@@ -13,7 +13,6 @@ import time
 import uuid
 from pathlib import Path
 
-import ipywidgets as W
 import torch
 
 from vqlib import checkpoints, data
@@ -22,6 +21,11 @@ from vqlib.sampling import code_log_probs, sample
 from vqlib.tokens import CODES_PER_IMAGE, NUM_CODES
 from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID
+
+try:
+    import ipywidgets as W
+except ImportError as error:
+    raise ImportError("the panels need ipywidgets: pip install ipywidgets") from error
 
 CLASSES = [(name, label) for label, name in enumerate(data.CLASS_NAMES)]
 
