@@ -192,7 +192,7 @@ def test_a_damaged_shipped_file_has_its_own_remedy(shipped):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no .*nowhere.safetensors. Check the path; train first .*vqlib.training"):
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors. Check the path; train first .*vqlib.training"):
         checkpoints.load_vqvae(tmp_path / "nowhere.safetensors")
 
 

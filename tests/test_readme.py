@@ -1,9 +1,14 @@
 """The README: its commands, code blocks, links and figures."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from vqlib import checkpoints, data, training
+from vqlib.transformer import TransformerConfig
+from vqlib.vqvae import VQVAEConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +30,19 @@ def test_python_block_runs(tmp_path):
     block = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
     subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "boots.png").stat().st_size > 1000
+
+
+def test_the_block_for_pictures_of_ones_own_runs(tmp_path, monkeypatch):
+    block = re.findall(r"```python\n(.*?)```", README, flags=re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    for name, model in (("BEST_VQVAE", VQVAEConfig(channels=8, ema=True)),
+                        ("BEST_TRANSFORMER", TransformerConfig(d_model=16, n_heads=2, n_layers=1))):
+        recipe = dataclasses.replace(getattr(training, name), epochs=1, warmup_steps=1, model=model)
+        monkeypatch.setattr(training, name, recipe)
+    sample = data.load_sample("test")
+    exec(block, {"pixels": sample.pixels, "labels": sample.labels})
+    vqvae = checkpoints.load_vqvae(tmp_path / "mine" / "vqvae.safetensors")
+    assert checkpoints.load_transformer(tmp_path / "mine" / "transformer.safetensors", vqvae=vqvae).info["history"]
 
 
 def test_links_and_commands_exist():

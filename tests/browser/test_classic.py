@@ -36,6 +36,8 @@ def test_notebook_7(python, tmp_path):
         page.goto(f"{address}/notebooks/{NAME}", timeout=60_000)
         page.locator(".jp-Notebook .jp-Cell").nth(len(CELLS) - 1).wait_for(state="attached", timeout=60_000)
         page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached", timeout=60_000)
+        page.wait_for_function("""async () => { const kernels = await (await fetch("/api/kernels")).json();
+            return kernels.some(k => k.connections > 0 && k.execution_state === "idle"); }""", timeout=60_000)
         page.locator(".lm-MenuBar-item", has_text="Run").click()
         page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
         last = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").nth(COUNT - 1)
