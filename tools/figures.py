@@ -9,22 +9,25 @@ from pathlib import Path
 
 from vqlib import checkpoints, scorecard
 
-SPEED = Path(__file__).parent.parent / "tests" / "benchmarks" / "speed.json"  # of tests/benchmarks/speed.py
+BENCHMARKS = Path(__file__).parent.parent / "tests" / "benchmarks"
+SPEEDS = {"AVX2, float32": "speed.json", "AVX-512, training in bf16": "speed_bf16.json"}  # of tests/benchmarks/speed.py
 
 
 def times():
     """Training by the shipped weights' recipes, steps times the time of one, and writing 8 pictures, as Markdown."""
-    rows, groups = ["| on two cores ³ | |", "| --- | --- |"], json.loads(SPEED.read_text(encoding="utf-8"))["groups"]
+    groups = [json.loads((BENCHMARKS / name).read_text(encoding="utf-8"))["groups"] for name in SPEEDS.values()]
+    rows = [f"| on two cores ³ | {' | '.join(SPEEDS)} |", "| --- " * (1 + len(SPEEDS)) + "|"]
     for name, load in (("VQ-VAE", checkpoints.load_vqvae), ("Transformer", checkpoints.load_transformer)):
         recipe = load(shipped=True).info["recipe"]
         steps = recipe["epochs"] * math.ceil(60_000 / recipe["batch_size"])
-        seconds = steps * groups["10 training steps of 64 pictures"][name]["median"] / 10
-        rows.append(f"| train the {name}, {steps:,} steps | {seconds / 60:.0f} minutes |")
-    writing = groups["write 8 pictures"]
+        minutes = [steps * group["10 training steps of 64 pictures"][name]["median"] / 600 for group in groups]
+        rows.append(f"| train the {name}, {steps:,} steps | {' | '.join(f'{m:.2g} minutes' for m in minutes)} |")
     names = {"vqlib": "write 8 pictures", "vqlib, no cache": "the same without a cache",
              "Hugging Face transformers, GPT-2": "Hugging Face transformers, a GPT-2 of the same size",
              "x-transformers": "x-transformers, the same size"}
-    rows += [f"| {text} | {writing[name]['median']:.2f} s |" for name, text in names.items()]
+    for name, text in names.items():
+        seconds = [group["write 8 pictures"][name]["median"] for group in groups]
+        rows.append(f"| {text} | {' | '.join(f'{s:.2f} s' for s in seconds)} |")
     return "\n".join(rows)
 
 

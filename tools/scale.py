@@ -5,13 +5,14 @@
 
 import json
 
-from figures import SPEED
+from figures import BENCHMARKS
 
 from vqlib import checkpoints
 
 transformer = checkpoints.load_transformer(shipped=True)
 recipe = transformer.info["recipe"]
-step = json.loads(SPEED.read_text(encoding="utf-8"))["groups"]["10 training steps of 64 pictures"]["Transformer"]
+speed = json.loads((BENCHMARKS / "speed.json").read_text(encoding="utf-8"))
+step = speed["groups"]["10 training steps of 64 pictures"]["Transformer"]
 
 # Ramesh et al., arXiv 2102.12092, section 2 and appendices A and B
 PARAMETERS, PAIRS, UPDATES, BATCH, TOKENS, IMAGE_TOKENS, GPUS = 12e9, 250e6, 430_000, 1024, 1280, 1024, 1024

@@ -77,8 +77,8 @@ def write(n, transformer, device, bf16):
         contenders["Hugging Face transformers, GPT-2"] = lambda: gpt2.generate(
             start, attention_mask=torch.ones_like(start), max_new_tokens=tokens.CODES_PER_IMAGE, do_sample=True,
             temperature=0.8, top_k=0, pad_token_id=tokens.END_TOKEN)
-    except ImportError:
-        print("Hugging Face transformers:", NO_PEERS)
+    except ImportError as error:
+        print(f"Hugging Face transformers: {NO_PEERS} ({error})")
     try:
         from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
@@ -87,8 +87,8 @@ def write(n, transformer, device, bf16):
             attn_layers=Decoder(dim=config.d_model, depth=config.n_layers, heads=config.n_heads,
                                 attn_dim_head=config.d_model // config.n_heads))).to(device).eval()
         contenders["x-transformers"] = lambda: wrapped.generate(start, tokens.CODES_PER_IMAGE, temperature=0.8)
-    except ImportError:
-        print("x-transformers:", NO_PEERS)
+    except ImportError as error:
+        print(f"x-transformers: {NO_PEERS} ({error})")
     return contenders
 
 
@@ -114,8 +114,8 @@ def quantize(device):
             (quantized.sum() + loss.sum()).backward()
 
         contenders["vector-quantize-pytorch"] = their_step
-    except ImportError:
-        print("vector-quantize-pytorch:", NO_PEERS)
+    except ImportError as error:
+        print(f"vector-quantize-pytorch: {NO_PEERS} ({error})")
     return contenders
 
 

@@ -1,12 +1,17 @@
-"""Do better reconstructions give better samples? A second tokenizer at the full budget, with a Transformer of its own.
+"""Other pairs at the full budget, scored beside the shipped one: another tokenizer, and another precision.
 
-    python tests/benchmarks/tokenizers.py                             # an hour and a half on two cores, then a table
-    python tests/benchmarks/tokenizers.py --quick --out try.json      # a fast try, on the embedded sample
+    python tests/benchmarks/pairs.py plain      # an hour and a half on two cores without bf16
+    python tests/benchmarks/pairs.py again      # the shipped recipes once more, in this machine's precision
+    python tests/benchmarks/pairs.py plain --quick --out try.json      # a fast try, on the embedded sample
 
-The *plain* tokenizer is the seed's stage 1 (β = 0.25, a rate that drops once) with k-means start, moving averages and
-revival below 0.2 of an even share. Its Transformer has the recipe of the shipped one. Both are scored on the test set
-as `python -m vqlib.scorecard` scores the shipped pair, whose figures stand beside it: a comparison, nothing is chosen
-by it. Trained weights are kept in the runs folder: a script that was killed goes on where it was.
+*plain*: do better reconstructions give better samples? Its tokenizer is the seed's stage 1 (β = 0.25, a rate that drops
+once) with k-means start, moving averages and revival below 0.2 of an even share; its Transformer has the recipe of the
+shipped one. *again*: the shipped weights were trained in float32. Where the hardware has bf16, the same recipes use it:
+does the scorecard notice?
+
+Both are scored on the test set as `python -m vqlib.scorecard` scores the shipped pair, whose figures stand beside them:
+a comparison, nothing is chosen by it. Trained weights are kept in the runs folder: a script that was killed goes on
+where it was. All figures are kept in pairs.json.
 """
 
 import argparse
@@ -17,10 +22,11 @@ from pathlib import Path
 import torch
 
 from vqlib import checkpoints, data, scorecard, training
-from vqlib.training import BEST_TRANSFORMER, SEED_VQVAE
+from vqlib.training import BEST_TRANSFORMER, BEST_VQVAE, SEED_VQVAE
 from vqlib.vqvae import VQVAEConfig
 
 PLAIN = dataclasses.replace(SEED_VQVAE, name="plain", model=VQVAEConfig(ema=True), kmeans_init=True, revive_below=0.2)
+PAIRS = {"plain": (PLAIN, BEST_TRANSFORMER), "again": (BEST_VQVAE, BEST_TRANSFORMER)}
 ROWS = [("MSE · 10⁴", ("tokenizer", "mse"), 1e4, 1), ("codes used of 64", ("tokenizer", "codes_used"), 1, 0),
         ("perplexity", ("tokenizer", "perplexity"), 1, 1), ("FID of reconstructions", ("reconstructions", "fid"), 1, 2),
         ("coverage of reconstructions, %", ("reconstructions", "coverage"), 100, 1),
@@ -50,24 +56,29 @@ def table(generators):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", choices=PAIRS)
     parser.add_argument("--quick", action="store_true", help="one epoch each on the embedded sample, 500 samples")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     train, test = (data.load(split, sample=options.quick) for split in ("train", "test"))
-    recipes = [PLAIN, BEST_TRANSFORMER]
+    recipes = PAIRS[options.pair]
     if options.quick:
         recipes = [dataclasses.replace(recipe, epochs=1) for recipe in recipes]
-    folder = checkpoints.runs_folder() / ("plain-quick" if options.quick else "plain")
+    folder = checkpoints.runs_folder() / "pairs" / (options.pair + ("-quick" if options.quick else ""))
     vqvae = training.train_vqvae(recipes[0], train, test=test, path=folder / "vqvae.safetensors")
     transformer = training.train_transformer(recipes[1], vqvae, train, test=test,
                                              path=folder / "transformer.safetensors")
     referee = scorecard.Referee(checkpoints.load_classifier("judge", shipped=True), train, test, progress=True)
-    plain = scorecard.score_pair(vqvae, transformer, referee, n=len(test), bayes=len(test) // 5)
-    card = {"command": "python tests/benchmarks/tokenizers.py" + (" --quick" if options.quick else ""),
-            "torch": torch.__version__, "threads": torch.get_num_threads(), "recipe": dataclasses.asdict(PLAIN),
-            "plain": plain}
-    options.out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table({"plain": plain, "shipped": checkpoints.load_scorecard()["generators"]["ours"]}))
+    card = scorecard.score_pair(vqvae, transformer, referee, n=len(test), bayes=len(test) // 5)
+    for stage, model in (("vqvae", vqvae), ("transformer", transformer)):
+        card[stage] = {"recipe": model.info["recipe"],
+                       **{key: model.info["history"][key] for key in ("device", "bf16", "seconds")}}
+    card |= {"command": f"python tests/benchmarks/pairs.py {options.pair}" + (" --quick" if options.quick else ""),
+             "torch": torch.__version__, "threads": torch.get_num_threads()}
+    kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
+    kept[options.pair] = card
+    options.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table({**kept, "shipped": checkpoints.load_scorecard()["generators"]["ours"]}))
 
 
 if __name__ == "__main__":
