@@ -6,8 +6,8 @@
 
 *plain*: do better reconstructions give better samples? Its tokenizer is the seed's stage 1 (β = 0.25, a rate that drops
 once) with k-means start, moving averages and revival below 0.2 of an even share; its Transformer has the recipe of the
-shipped one. *again*: the shipped weights were trained in float32. Where the hardware has bf16, the same recipes use it:
-does the scorecard notice?
+shipped one. *again*: the shipped Transformer was trained in float32. Where the hardware has bf16, the same recipe uses
+it: does the scorecard notice?
 
 Both are scored on the test set as `python -m vqlib.scorecard` scores the shipped pair, whose figures stand beside them:
 a comparison, nothing is chosen by it. Trained weights are kept in the runs folder: a script that was killed goes on
