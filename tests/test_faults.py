@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from test_training import CLASSIFIER_TINY, EMA_TINY, TRANSFORMER_TINY, VQVAE_TINY, run, same_weights, without_seconds
 
 from vqlib import checkpoints, sampling, training
-from vqlib.transformer import Transformer, TransformerConfig
+from vqlib.transformer import RMSNorm, Transformer, TransformerConfig
 
 TESTS = Path(__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
@@ -77,10 +78,11 @@ def test_ctrl_c_ends_the_step_saves_a_checkpoint_and_says_so(some, tmp_path):
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and "KeyboardInterrupt" in errors
-    assert "The last checkpoint is m.resume.safetensors: the same command goes on from there" in said
+    assert re.search(r"The last checkpoint, .*m.resume.safetensors, is of step \d+: the same command goes on", said)
     step = checkpoints.read(resume, "training state")[1]["step"]
     assert step >= 8 and f"Stopped at step {step}." in said  # no step is lost
     process = python(INTERRUPTED, path, 10_000)
+    assert process.stdout.readline().startswith(f"going on from step {step} ")
     assert int(process.stdout.readline().split()[1]) == step + 1
     process.kill()
     process.communicate()
@@ -321,7 +323,7 @@ def test_a_device_is_compared_by_losses_gradients_and_samples():
     assert training._difference_from_cpu.__wrapped__("cpu") == 0
 
 
-@pytest.mark.parametrize("kind", [torch.nn.RMSNorm, torch.nn.GELU, torch.nn.ConvTranspose2d])
+@pytest.mark.parametrize("kind", [RMSNorm, torch.nn.GELU, torch.nn.ConvTranspose2d])
 def test_a_device_that_computes_something_else_is_noticed(monkeypatch, kind):
     """Here the "device" is a CPU on which one kind of layer is a little off."""
     forward, calls = kind.forward, []
