@@ -26,6 +26,12 @@ def test_table_is_what_the_shipped_files_say():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() in README
 
 
+def test_what_it_says_of_the_shipped_runs_own_time_is_in_their_files():
+    seconds = checkpoints.load_transformer(shipped=True).info["history"]["seconds"]
+    assert f"the shipped Transformer itself took {seconds / 60:.0f} minutes" in README
+    assert abs(checkpoints.load_scorecard()["seconds"] / 60 - 45) < 5 and "`--seed-run runs/seed`; 45 minutes" in README
+
+
 def test_python_block_runs(tmp_path):
     block = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
     subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=120)

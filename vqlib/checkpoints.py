@@ -236,7 +236,7 @@ def _choose(name, shipped):
 
 
 def load_seed_record():
-    """What the seed's recipe gave, run as written on this package's layers; its weights are not kept.
+    """What the seed's recipe gave, run on this package's layers and on aligned sequences; its weights are not kept.
 
     Returns a dict: "vqvae" and "transformer" (each with recipe, history and test figures), "samples" (10, 8, 28, 28)
     uint8: ten classes, temperature 0.8, seed 0, the first eight.

@@ -1,7 +1,7 @@
 """Training both stages, and the classifiers that judge samples, from a notebook or from the command line.
 
     python -m vqlib.training all                      # both stages by the recipe of the shipped weights, into runs/
-    python -m vqlib.training all --recipe seed        # by the seed's recipe as written, into runs/seed/
+    python -m vqlib.training all --recipe seed        # by the seed's recipe, into runs/seed/
     python -m vqlib.training all --holdout            # choosing: train on 55,000, score the 5,000 held out
     python -m vqlib.training classifiers              # the two that judge samples
     torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes (distributed.py)
@@ -355,7 +355,8 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
             checkpoints.check_writable(resume)
         if resume and resume.is_file():
             first, history = _load_state(resume, identity, stage, optimizer)
-            _say(f"going on from step {first} ({resume})" if progress else None)
+            if progress:
+                _say(f"going on from step {first} ({resume})")
         else:
             stage.initialise(_seed(recipe.seed, -1))
         stage.parallel = distributed.wrap(model)
@@ -603,7 +604,7 @@ def _finish(model, path, info, dtype=None):
 
 
 def _say(text):
-    if text and distributed.rank() == 0:
+    if distributed.rank() == 0:
         print(text)
 
 
@@ -613,8 +614,7 @@ def main(arguments=None):
                                      "started again.")
     parser.add_argument("stage", choices=("vqvae", "transformer", "all", "classifiers"))
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="best",
-                        help="best: that of the shipped weights (default); seed: the document's, as written; saves "
-                        "under seed/")
+                        help="best: that of the shipped weights (default); seed: the document's; saves under seed/")
     parser.add_argument("--holdout", action="store_true", help="train on 55,000 pictures, score the other 5,000 after "
                         "each epoch, leave the test set alone; saves under holdout/")
     parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "

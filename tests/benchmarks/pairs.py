@@ -1,6 +1,6 @@
 """Other pairs at the full budget, scored beside the shipped one: another tokenizer, and another precision.
 
-    python tests/benchmarks/pairs.py plain      # an hour and a half on two cores without bf16
+    python tests/benchmarks/pairs.py plain      # an hour on two cores with bf16, more without
     python tests/benchmarks/pairs.py again      # the shipped recipes once more, in this machine's precision
     python tests/benchmarks/pairs.py plain --quick --out try.json      # a fast try, on the embedded sample
 

@@ -16,14 +16,16 @@ from vqlib.training import BEST_TRANSFORMER, SEED_TRANSFORMER
 from vqlib.transformer import TransformerConfig
 
 BASE = dataclasses.replace(BEST_TRANSFORMER, epochs=1, drop_class=0.0, warmup_steps=43)
-PLAIN = TransformerConfig(dropout=0.0)
+PLAIN = dataclasses.replace(BASE.model, qk_norm=False)
+DROPOUT = dataclasses.replace(PLAIN, dropout=TransformerConfig().dropout)
 VARIANTS = {
     "seed": SEED_TRANSFORMER,
-    "dropout, batch 128": dataclasses.replace(BASE, batch_size=128, warmup_steps=21, model=TransformerConfig()),
+    "dropout, batch 128": dataclasses.replace(BASE, batch_size=128, warmup_steps=21, model=DROPOUT),
     "no dropout, batch 64": dataclasses.replace(BASE, model=PLAIN),
     "constant rate": dataclasses.replace(BASE, model=PLAIN, schedule="constant"),
     "rate 2e-3": dataclasses.replace(BASE, model=PLAIN, learning_rate=2e-3),
     "QK-norm": BASE,
+    "QK-norm, not tied": dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, tied=False)),
     "QK-norm, any class in a tenth": dataclasses.replace(BASE, drop_class=0.1),
 }
 

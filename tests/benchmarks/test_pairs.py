@@ -32,7 +32,9 @@ def test_what_the_readme_and_notebook_5_say_of_them():
             f"{plain['samples']['T = 1']['fid']:.2f}") in said
     assert plain["tokenizer"]["mse"] == pytest.approx(1.1 * ours["tokenizer"]["mse"], rel=0.02)  # "a tenth larger"
     assert plain["samples"]["T = 1"]["fid"] == pytest.approx(ours["samples"]["T = 1"]["fid"], rel=0.02)
-    assert (f"the same tokenizer bit for bit, {again['likelihood']['nats_per_code']:.3f} nats, FID "
+    for figure, low, high in (("coverage", 0.98, 1.02), ("classification_accuracy_score", 0.9, 0.98)):  # notebook 5
+        assert low < plain["samples"]["T = 1"][figure] / ours["samples"]["T = 1"][figure] < high
+    assert (f"the tokenizer's figures are the same, {again['likelihood']['nats_per_code']:.3f} nats, FID "
             f"{again['samples']['T = 1']['fid']:.2f}") in said
     assert again["tokenizer"] == pytest.approx(ours["tokenizer"], rel=1e-5)  # another machine rounds otherwise
     assert again["transformer"]["bf16"]
