@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import errno
 import os
 import pickle
@@ -225,6 +226,16 @@ def test_a_missing_configuration_or_tensor_is_refused(tmp_path):
     checkpoints.save(tmp_path / "v", "VQVAE", state, config={"channels": 4})
     with pytest.raises(ValueError, match="(?s)does not fit its configuration.*quantizer.codebook"):
         checkpoints.load_vqvae(tmp_path / "v")
+
+
+def test_weights_that_no_model_of_ours_has_are_refused(tmp_path):
+    state = a_vqvae().state_dict()
+    many = {f"part {i}": torch.zeros(0) for i in range(20_000)}
+    imaginary = {name: t.to(torch.complex64) if name == "quantizer.codebook" else t for name, t in state.items()}
+    for tensors, why in ((many, "there are 20,000 tensors"), (imaginary, "quantizer.codebook holds complex numbers")):
+        checkpoints.save(tmp_path / "v", "VQVAE", tensors, config=dataclasses.asdict(a_vqvae().config))
+        with pytest.raises(ValueError, match=f"does not fit its configuration .{why}"):
+            checkpoints.load_vqvae(tmp_path / "v")
 
 
 def test_a_transformer_of_another_tokenizer_is_refused_in_words(tmp_path):
