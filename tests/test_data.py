@@ -368,7 +368,7 @@ def numbers(dataset):
     return dataset.pixels[:, 0, 0].int() * 256 + dataset.pixels[:, 0, 1]
 
 
-def test_seed_defect_5_validation_pictures_are_not_among_the_training_pictures():
+def test_ancestor_defect_5_validation_pictures_are_not_among_the_training_pictures():
     part, held_out = data.split_validation(numbered(600), 50)
     assert (len(part), len(held_out)) == (550, 50)
     assert sorted(numbers(part).tolist() + numbers(held_out).tolist()) == list(range(600))  # each once: none is in both

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vqlib import plots
 
 
-def test_seed_defect_8_pictures_are_not_rescaled_one_by_one():
+def test_ancestor_defect_8_pictures_are_not_rescaled_one_by_one():
     dim = torch.full((2, 1, 28, 28), -0.5)
     dim[:, :, 10:18, 10:18] = 0.0  # nothing white in it: a plot that stretches each picture would make it white
     figure = plots.picture_rows([dim, dim], ["a", "b"])

@@ -116,7 +116,7 @@ def test_without_a_generator_the_global_one_is_used():
 # --- what may stand where --------------------------------------------------------------------------------------------
 
 
-def test_seed_defect_2_the_first_code_is_kept_and_nothing_is_shifted():
+def test_ancestor_defect_2_the_first_code_is_kept_and_nothing_is_shifted():
     wanted = torch.arange(49) * 5 % 64
     logits = torch.zeros(49, 75, dtype=torch.float64)
     logits[torch.arange(49), wanted] = 50.0  # at each place one code, another one each time
@@ -125,7 +125,7 @@ def test_seed_defect_2_the_first_code_is_kept_and_nothing_is_shifted():
         assert torch.equal(codes.flatten(1), wanted.expand(7, 49))
 
 
-def test_seed_defect_3_the_end_token_never_becomes_the_last_code():
+def test_ancestor_defect_3_the_end_token_never_becomes_the_last_code():
     logits = torch.zeros(49, 75, dtype=torch.float64)
     logits[:, 74] = 1e6
     last = sample(Toy(logits), torch.zeros(500, dtype=torch.int64), 1.0, generator=seeded())[:, 6, 6]
@@ -133,7 +133,7 @@ def test_seed_defect_3_the_end_token_never_becomes_the_last_code():
 
 
 @pytest.mark.parametrize("knobs", [{}, {"temperature": 0}, {"temperature": 5.0}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
-def test_seed_defect_4_only_codes_stand_in_a_picture(knobs):
+def test_ancestor_defect_4_only_codes_stand_in_a_picture(knobs):
     codes = sample(Toy(table()), LABELS, generator=seeded(), **knobs)  # its class and end logits are 1,000
     assert codes.shape == (7, 7, 7) and codes.dtype == torch.int64
     assert codes.min() >= 0 and codes.max() <= 63
@@ -155,7 +155,7 @@ def fed(transformer, monkeypatch, dimension):
     return sizes
 
 
-def test_seed_defect_9_with_the_cache_each_step_feeds_one_token(transformer, monkeypatch):
+def test_ancestor_defect_9_with_the_cache_each_step_feeds_one_token(transformer, monkeypatch):
     widths = fed(transformer, monkeypatch, 1)
     codes = sample(transformer, LABELS, generator=seeded())
     assert widths == [1] * 49
@@ -313,7 +313,7 @@ def test_any_class_begins_with_the_end_token(transformer):
 
 
 def test_any_class_is_refused_where_it_was_never_learned(transformer):
-    transformer.info = {"recipe": {"name": "seed", "drop_class": 0.0}}
+    transformer.info = {"recipe": {"name": "ancestor", "drop_class": 0.0}}
     for refused in ({"labels": LABELS, "guidance": 2.0}, {"labels": None, "n": 2}):
         with pytest.raises(ValueError, match="never saw .any class.*drop_class=0.1"):
             sample(transformer, **refused)

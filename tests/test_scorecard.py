@@ -70,7 +70,7 @@ def test_a_pair_is_scored_on_all_counts(referee, vqvae, transformer):
     assert "classification_accuracy_score" not in figures["reconstructions"]  # a classifier would train on the test set
     assert set(figures["samples"]) == set(knobs) and figures["samples"]["guided"]["guidance"] == 2.0
     assert 0 <= figures["bayes_accuracy"] <= 1 and figures["bayes_pictures"] == 20
-    transformer.info = {"recipe": {}}  # the seed's: no guidance
+    transformer.info = {"recipe": {}}  # the ancestor's: no guidance
     assert set(scorecard.score_pair(vqvae, transformer, referee, 20, knobs, 20)["samples"]) == {"T = 1"}
     naive = scorecard.score_naive(vqvae, referee, n=20)
     assert naive["uniform codes"]["likelihood"]["nats_per_code"] == pytest.approx(4.1589, abs=1e-4)
@@ -122,8 +122,9 @@ def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
         assert chart[0.8, 1.5][key] > chart[0.7, 1.0][key]
     assert chart[0.5, 1.0]["coverage"] < chart[0.7, 1.0]["coverage"] < chart[0.9, 1.0]["coverage"]
     assert round(mild["agreement"], 2) == 0.91 and (round(plain["fid"]), round(mild["fid"])) == (19, 16)
-    seeds = card["generators"]["seed's recipe"]["samples"]["T = 1"]
-    assert seeds["fid"] == pytest.approx(2 * plain["fid"], rel=0.05) and seeds["coverage"] < plain["coverage"]
+    ancestors = card["generators"]["ancestor's recipe"]["samples"]["T = 1"]
+    assert ancestors["fid"] == pytest.approx(2 * plain["fid"], rel=0.05)
+    assert ancestors["coverage"] < plain["coverage"]
     copies = ours["training_reconstructions"]["classification_accuracy_score"]
     real = card["real pictures"]["classification_accuracy_score"]
     assert plain["classification_accuracy_score"] < copies < real
@@ -132,7 +133,7 @@ def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
 
 
 def test_the_seeds_column_and_the_seeds_record_are_of_one_run(card):
-    record, column = checkpoints.load_seed_record(), card["generators"]["seed's recipe"]
+    record, column = checkpoints.load_ancestor_record(), card["generators"]["ancestor's recipe"]
     for stage, part, key in (("vqvae", "tokenizer", "mse"), ("vqvae", "tokenizer", "perplexity"),
                              ("transformer", "likelihood", "nats_per_code")):
         assert column[part][key] == pytest.approx(record[stage]["test"][key], rel=1e-3)
@@ -150,8 +151,8 @@ def test_a_damaged_card_is_named_with_its_remedy(tmp_path, monkeypatch):
 
 def test_what_the_scorecard_needs_is_looked_for_before_it_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scorecard, "Referee", None)
-    with pytest.raises(FileNotFoundError, match="no .*seed.*vqvae.safetensors"):
-        scorecard.main(["--sample", "--seed-run", str(tmp_path / "seed")])
+    with pytest.raises(FileNotFoundError, match="no .*ancestor.*vqvae.safetensors"):
+        scorecard.main(["--sample", "--ancestor-run", str(tmp_path / "ancestor")])
     assert capsys.readouterr().out.startswith("ours: shipped weights")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot write into .*file"):

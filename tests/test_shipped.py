@@ -84,7 +84,7 @@ def test_the_header_states_the_recipe_and_its_history(vqvae, transformer):
     assert transformer.info["history"]["steps"][-1]["nats_per_code"] < 2.6
 
 
-def test_seed_defect_1_the_shipped_codes_do_not_depend_on_the_batch(vqvae, codes, test):
+def test_ancestor_defect_1_the_shipped_codes_do_not_depend_on_the_batch(vqvae, codes, test):
     """In float32 two codes at the same distance may change places: at most one in 5,000."""
     alone = encode_pixels(vqvae, test.pixels[:100], batch_size=1)
     assert (alone != codes[:100]).float().mean() <= 1 / 5000
@@ -162,12 +162,12 @@ def test_completion_keeps_the_upper_half(vqvae, transformer, codes, test):
     assert upper < 0.01
 
 
-# --- the record of the seed's recipe ---------------------------------------------------------------------------------
+# --- the record of the ancestor's recipe ------------------------------------------------------------------------------
 
 
-def test_the_record_of_the_seeds_recipe_is_whole():
-    _, record = checkpoints.read(checkpoints.SHIPPED / "seed_recipe.safetensors", "seed record")
-    for name, recipe in zip(("vqvae", "transformer"), training.RECIPES["seed"], strict=True):
+def test_the_record_of_the_ancestors_recipe_is_whole():
+    _, record = checkpoints.read(checkpoints.SHIPPED / "ancestor.safetensors", "ancestor record")
+    for name, recipe in zip(("vqvae", "transformer"), training.RECIPES["ancestor"], strict=True):
         assert record[name]["recipe"] == training._plain(recipe)
         steps = record[name]["history"]["steps"]
         assert steps[-1]["step"] == recipe.epochs * math.ceil(60_000 / recipe.batch_size)
@@ -182,7 +182,7 @@ def test_what_notebook_02_says_of_the_tricks():
     assert all(len(values) == 3 for figures in runs.values() for values in figures.values())
     mse, perplexity = ({name: sum(figures[key]) / 3 for name, figures in runs.items()} for key in ("mse", "perplexity"))
     plain, kmeans, ema, revival, all_three, rotation, fsq = mse.values()
-    assert list(mse)[0] == "the seed's loss" and list(mse)[-1] == "FSQ, levels [8, 8]"
+    assert list(mse)[0] == "the ancestor's loss" and list(mse)[-1] == "FSQ, levels [8, 8]"
     assert ema < rotation < kmeans < revival < plain
     assert all_three < 0.72 * plain and 0.9 * all_three < fsq < 1.05 * all_three
     plain, _, ema, revival, *_ = perplexity.values()

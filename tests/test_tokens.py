@@ -47,7 +47,7 @@ def test_sequences_round_trip(pair):
     assert torch.equal(tokens.to_sequences(codes, labels), sequences)
 
 
-def test_seed_defect_2_decoding_keeps_the_first_code_and_shifts_nothing():
+def test_ancestor_defect_2_decoding_keeps_the_first_code_and_shifts_nothing():
     codes, _ = tokens.from_sequences(tokens.to_sequences(CODES, LABELS))
     assert codes[0, 0, 0] == 0 and codes[0, 0, 1] == 1 and codes[0, 6, 6] == 48
     assert torch.equal(codes, CODES)
@@ -55,7 +55,7 @@ def test_seed_defect_2_decoding_keeps_the_first_code_and_shifts_nothing():
 
 @pytest.mark.parametrize("position", [1, 25, 49])
 @pytest.mark.parametrize("token", [64, 73, 74, 75, -1])
-def test_seed_defect_3_no_token_is_clamped_into_a_code(token, position):
+def test_ancestor_defect_3_no_token_is_clamped_into_a_code(token, position):
     sequences = tokens.to_sequences(CODES, LABELS)
     sequences[1, position] = token
     with pytest.raises(ValueError, match=rf"codes \(0…63\) at positions 1…49, found token {token}"):

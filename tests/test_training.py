@@ -103,8 +103,8 @@ def interrupt():
 
 
 def test_the_seed_recipes_are_the_seeds():
-    vqvae, transformer = training.RECIPES["seed"]
-    assert vqvae == training.SEED_VQVAE and transformer == training.SEED_TRANSFORMER
+    vqvae, transformer = training.RECIPES["ancestor"]
+    assert vqvae == training.ANCESTOR_VQVAE and transformer == training.ANCESTOR_TRANSFORMER
     assert (vqvae.model.num_codes, vqvae.model.code_dim, vqvae.beta) == (64, 16, 0.25)
     assert (vqvae.epochs, vqvae.batch_size, vqvae.weight_decay, vqvae.betas) == (10, 64, 0, (0.9, 0.999))
     assert not (vqvae.model.ema or vqvae.kmeans_init or vqvae.revive_below)
@@ -202,7 +202,7 @@ def test_weight_decay_acts_on_matrices_only(some):
 # --- what is recorded ------------------------------------------------------------------------------------------------
 
 
-def test_seed_defect_7_codes_used_and_perplexity_are_recorded(some):
+def test_ancestor_defect_7_codes_used_and_perplexity_are_recorded(some):
     recipe = dataclasses.replace(VQVAE_TINY, epochs=1, learning_rate=0.0, model=VQVAEConfig(channels=8, ema=True),
                                  kmeans_init=True, ema_decay=1.0)  # nothing moves: the model at the end is the model
     model = run(recipe, some, validation=some)
@@ -542,7 +542,7 @@ def test_the_command_line_trains_both_stages_into_the_runs_folder(tiny, tmp_path
     assert same_weights(checkpoints.load_vqvae(), vqvae) and same_weights(checkpoints.load_transformer(), transformer)
 
 
-def test_seed_defect_5_held_out_pictures_are_never_trained_on_and_the_test_set_is_left_alone(tiny, tmp_path, capsys):
+def test_ancestor_defect_5_held_out_pictures_are_never_trained_on_and_the_test_set_is_untouched(tiny, tmp_path, capsys):
     training.main(["all", "--sample", "--holdout", "--device", "cpu"])
     loaded, given = tiny
     assert loaded == ["train"]
@@ -601,6 +601,9 @@ def test_the_command_line_trains_the_two_judges(monkeypatch, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "runs")) == ["critic.safetensors", "judge.safetensors"]
     assert not same_weights(judge, critic) and judge.info["test"]["pictures"] == 500
     assert f"accuracy {judge.info['test']['accuracy']:.5g}" in capsys.readouterr().out
+    training.main(["classifiers", "--sample", "--device", "cpu"])
+    assert capsys.readouterr().out.count("is a finished run of this recipe on this data: loaded") == 2
+    assert same_weights(checkpoints.load_classifier("judge"), judge)
 
 
 def test_another_data_set_is_trained_in_a_folder_of_its_own(tiny, tmp_path, monkeypatch, capsys):
@@ -630,14 +633,18 @@ def test_a_pictures_source_of_ones_own(tmp_path):
     assert transformer.info["tokenizer"] == checkpoints.tokenizer_id(vqvae)
 
 
-@pytest.mark.parametrize("arguments", [[], ["everything"], ["all", "--recipe", "none"]])
-def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, capsys):
+@pytest.mark.parametrize("arguments, why", [
+    ([], "required: stage"), (["everything"], "invalid choice: 'everything'"),
+    (["all", "--recipe", "none"], "invalid choice: 'none'"),
+    (["all", "--device", "cpu", "--batch-size", "0"], "--batch-size must be 1 or more, got 0")])
+def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, why, capsys):
     with pytest.raises(SystemExit):
         training.main(arguments)
-    assert "vqlib.training: error" in capsys.readouterr().err and tiny[0] == []
+    said = capsys.readouterr().err
+    assert "vqlib.training: error" in said and why in said and tiny[0] == []
 
 
-def test_seed_defect_5_a_training_sequence_is_one_picture(some):
+def test_ancestor_defect_5_a_training_sequence_is_one_picture(some):
     stage = training.TransformerStage(TRANSFORMER_TINY, (encode_pixels(tokenizer(), some.pixels), some.labels), "cpu")
     codes, labels = tokens.from_sequences(stage.tokens)  # raises where a row is no whole, aligned picture
     assert stage.tokens.shape == (90, 51) and torch.equal(labels, some.labels)

@@ -135,7 +135,7 @@ def test_a_full_cache_refuses_more_tokens(transformer):
     assert cache.length == 4 and transformer(tokens_of(T=1), cache).shape == (3, 1, 75)
 
 
-def test_seed_defect_6_the_context_is_what_the_config_says():
+def test_ancestor_defect_6_the_context_is_what_the_config_says():
     assert TransformerConfig().context == 152
     transformer = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=1))
     assert transformer(tokens_of(2, 152)).shape == (2, 152, 75)

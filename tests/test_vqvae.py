@@ -45,7 +45,7 @@ def test_decoding_the_codes_gives_the_reconstruction(vqvae, images, dtype, toler
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_seed_defect_1_codes_do_not_depend_on_the_batch(vqvae, images, mode):
+def test_ancestor_defect_1_codes_do_not_depend_on_the_batch(vqvae, images, mode):
     vqvae.train(mode == "train")
     together = vqvae.encode(images)
     alone = torch.cat([vqvae.encode(image[None]) for image in images])
@@ -55,11 +55,11 @@ def test_seed_defect_1_codes_do_not_depend_on_the_batch(vqvae, images, mode):
     assert (vqvae.decode(codes)[:24] - vqvae.decode(together)).abs().max() < 1e-12
 
 
-def test_seed_defect_1_training_and_eval_mode_give_the_same_codes(vqvae, images):
+def test_ancestor_defect_1_training_and_eval_mode_give_the_same_codes(vqvae, images):
     assert torch.equal(vqvae.train().encode(images), vqvae.eval().encode(images))
 
 
-def test_seed_defect_1_no_layer_looks_across_the_batch():
+def test_ancestor_defect_1_no_layer_looks_across_the_batch():
     def offending(module):
         return isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd)
 

@@ -235,13 +235,13 @@ def _choose(name, shipped):
     return own if own.is_file() and not shipped else SHIPPED / f"{name}.safetensors"
 
 
-def load_seed_record():
-    """What the seed's recipe gave, run on this package's layers and on aligned sequences; its weights are not kept.
+def load_ancestor_record():
+    """What the ancestor's recipe gave, run on this package's layers and on aligned sequences; its weights are not kept.
 
     Returns a dict: "vqvae" and "transformer" (each with recipe, history and test figures), "samples" (10, 8, 28, 28)
     uint8: ten classes, temperature 0.8, seed 0, the first eight.
     """
-    tensors, info = read(SHIPPED / "seed_recipe.safetensors", "seed record")
+    tensors, info = read(SHIPPED / "ancestor.safetensors", "ancestor record")
     return {**info, **tensors}
 
 

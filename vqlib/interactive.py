@@ -243,9 +243,10 @@ def draw_trace(trace, t, layer, head, vqvae, zoom=6):
     bright, shown = written.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1), trace.pictures[t][0]
     sheet.text(xs[0], 4, f"{t} of 49 codes written")
     sheet.picture(xs[0], y, torch.where(bright, shown, (shown + 1) * 0.3 - 1), zoom)
-    sheet.text(xs[1], 4, f"entropy: {trace.entropy[:t].sum():.0f} nats so far")
+    so_far, top = trace.entropy[:t].sum(), trace.entropy.max()
+    sheet.text(xs[1], 4, f"entropy: {so_far:.0f} nats so far, yellow {top:.1f}", size=9)
     entropy = trace.entropy.reshape(GRID, GRID).masked_fill(~written, torch.nan)
-    sheet.numbers(xs[1], y, entropy, trace.entropy.max(), cell, trace.codes[:t])
+    sheet.numbers(xs[1], y, entropy, top, cell, trace.codes[:t])
     if t < CODES_PER_IMAGE:
         weights = trace.attention[layer, head, t]
         sheet.text(xs[2], 4, f"attention: {weights[0]:.0%} on class, yellow {weights.max():.0%}", size=9)

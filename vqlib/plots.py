@@ -191,12 +191,18 @@ def class_code_map(frequencies):
 
 
 def receptive_field(influence, cell):
-    """Which pixels one cell's latent depends on: (28, 28) gradient magnitudes, and the cell's (row, column)."""
+    """Which pixels one cell's latent depends on: (28, 28) gradient magnitudes, and the cell's (row, column).
+
+    Framed: the cell's own 4×4 pixels, and (dashed) all that have any influence.
+    """
     figure, axes = _figure(3.4, 2.8)
     _show(axes[0, 0], influence, cmap="viridis", vmin=0, vmax=float(influence.max()))
-    row, column = cell
-    axes[0, 0].add_patch(matplotlib.patches.Rectangle((4 * column - 0.5, 4 * row - 0.5), 4, 4, fill=False,
-                                                      edgecolor="white", linewidth=1.5))
+    top, left = np.argwhere(_array(influence)).min(0)
+    bottom, right = np.argwhere(_array(influence)).max(0) + 1
+    row, column = 4 * cell[0], 4 * cell[1]
+    for x, y, width, height, line in ((column, row, 4, 4, "-"), (left, top, right - left, bottom - top, "--")):
+        axes[0, 0].add_patch(matplotlib.patches.Rectangle((x - 0.5, y - 0.5), width, height, fill=False,
+                                                          edgecolor="white", linewidth=1.5, linestyle=line))
     figure.colorbar(axes[0, 0].images[0], label="influence")
     return figure
 

@@ -1,7 +1,7 @@
 """The scorecard: one command that scores a trained pair, prints at most ten rows and writes everything as JSON.
 
     python -m vqlib.scorecard                          # the reader's own pair, or the shipped one; into runs/
-    python -m vqlib.scorecard --seed-run runs/seed     # with the seed's recipe beside it, trained there before
+    python -m vqlib.scorecard --ancestor-run runs/ancestor     # with the ancestor's recipe beside it, trained before
 
 The test set is for this command alone: whatever is chosen is chosen on other pictures. The chart of knobs, from which
 the recommended guidance was chosen, compares with training pictures.
@@ -38,7 +38,7 @@ def shuffled(dataset):
 
 
 def write(transformer, n, temperature, guidance, batch_size=500, progress=False, seed=0):
-    """n samples, the classes in turn, one seed for all, none chosen: (n, 7, 7) codes on the CPU and (n,) labels."""
+    """n samples, the classes in turn, from one random seed, none chosen: (n, 7, 7) codes on the CPU and (n,) labels."""
     labels, generator = torch.arange(n) % NUM_CLASSES, torch.Generator().manual_seed(seed)
     parts = tqdm(labels.split(batch_size), desc=f"sampling at {temperature:g}, guidance {guidance:g}",
                  disable=not progress)
@@ -159,10 +159,10 @@ def table(card):
     rows = [
         row("MSE, pixels in [0, 1]", "0", "tokenizer", "mse", form="{:.5f}"),
         row("perplexity of the codes, of 64", "–", "tokenizer", "perplexity", form="{:.1f}"),
-        row("FID of reconstructions ¹", cell(real, "fid", form="{:.2f}"), "reconstructions", "fid", form="{:.2f}"),
+        row("FID ¹ of reconstructions", cell(real, "fid", form="{:.2f}"), "reconstructions", "fid", form="{:.2f}"),
         row("nats per code ²", "–", "likelihood", "nats_per_code"),
         row("class by Bayes' rule", "–", "bayes_accuracy", form=percent),
-        row("FID of samples, T = 1", cell(real, "fid", form="{:.2f}"), "samples", plain, "fid", form="{:.2f}"),
+        row("FID ¹ of samples, T = 1", cell(real, "fid", form="{:.2f}"), "samples", plain, "fid", form="{:.2f}"),
         row("class agreement, T = 0.8", cell(real, "judge_accuracy", form=percent), "samples", cool, "agreement",
             form=percent),
         row(f"the same, guidance {GUIDANCE:g}", "–", "samples", guided, "agreement", form=percent),
@@ -178,8 +178,8 @@ def table(card):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description="Score a trained pair on the test "
                                      "set: print a table, write all figures as JSON.")
-    parser.add_argument("--seed-run", type=Path, help="folder of a run of `python -m vqlib.training all --recipe "
-                        "seed`, to score beside it")
+    parser.add_argument("--ancestor-run", type=Path, help="folder of a run of `python -m vqlib.training all --recipe "
+                        "ancestor`, to score beside it")
     parser.add_argument("--out", type=Path, help="default: scorecard.json in the runs folder")
     parser.add_argument("--sample", action="store_true", help="a quick look: the embedded sample, 500 samples")
     options = parser.parse_args(arguments)
@@ -189,24 +189,24 @@ def main(arguments=None):
     vqvae, transformer = checkpoints.load_vqvae(), checkpoints.load_transformer()
     print(f"ours: {checkpoints.describe(vqvae)}; {checkpoints.describe(transformer)}")
     checkpoints.check_writable(out)
-    if options.seed_run:
-        seed_vqvae = checkpoints.load_vqvae(options.seed_run / "vqvae.safetensors")
-        path = options.seed_run / "transformer.safetensors"
-        seed_pair = seed_vqvae, checkpoints.load_transformer(path, vqvae=seed_vqvae)
+    if options.ancestor_run:
+        ancestor_vqvae = checkpoints.load_vqvae(options.ancestor_run / "vqvae.safetensors")
+        path = options.ancestor_run / "transformer.safetensors"
+        ancestor_pair = ancestor_vqvae, checkpoints.load_transformer(path, vqvae=ancestor_vqvae)
     classifier = checkpoints.load_classifier("judge")
     began = time.perf_counter()
     referee = Referee(classifier, train, test, progress=True)
-    card = {"command": "python -m vqlib.scorecard" + (" --seed-run runs/seed" if options.seed_run else ""),
+    card = {"command": "python -m vqlib.scorecard" + (" --ancestor-run runs/ancestor" if options.ancestor_run else ""),
             "torch": torch.__version__, "threads": torch.get_num_threads(),
             "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
             "real pictures": referee.references(),
             "generators": {"ours": score_pair(vqvae, transformer, referee, n, bayes=few)}}
-    if options.seed_run:
-        card["generators"]["seed's recipe"] = score_pair(*seed_pair, referee, n, bayes=few)
+    if options.ancestor_run:
+        card["generators"]["ancestor's recipe"] = score_pair(*ancestor_pair, referee, n, bayes=few)
     elif not options.sample:
-        seed = checkpoints.load_seed_record()  # of all 10,000 test pictures; its weights are not kept
-        card["generators"]["seed's recipe"] = {"tokenizer": seed["vqvae"]["test"],
-                                               "likelihood": seed["transformer"]["test"]}
+        record = checkpoints.load_ancestor_record()  # of all 10,000 test pictures; its weights are not kept
+        card["generators"]["ancestor's recipe"] = {"tokenizer": record["vqvae"]["test"],
+                                               "likelihood": record["transformer"]["test"]}
     card["generators"] |= score_naive(vqvae, referee, n)
     card["chart"] = chart(vqvae, transformer, classifier, train, few, progress=True)
     card["seconds"] = round(time.perf_counter() - began)

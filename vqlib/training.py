@@ -1,7 +1,7 @@
 """Training both stages, and the classifiers that judge samples, from a notebook or from the command line.
 
     python -m vqlib.training all                      # both stages by the recipe of the shipped weights, into runs/
-    python -m vqlib.training all --recipe seed        # by the seed's recipe, into runs/seed/
+    python -m vqlib.training all --recipe ancestor    # by the ancestor's recipe, into runs/ancestor/
     python -m vqlib.training all --holdout            # choosing: train on 55,000, score the 5,000 held out
     python -m vqlib.training classifiers              # the two that judge samples
     torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes (distributed.py)
@@ -91,9 +91,9 @@ class ClassifierRecipe(Recipe):
 # The recipe of the document this project grew from. Its stage 2 cut windows at stride 1 from one long stream of
 # tokens, so that its "epoch" of 19,125 steps showed each token about 41 times. Here an epoch is one pass over aligned
 # sequences: 469 steps. Precision is the hardware's affair, not the recipe's: both recipes use bf16 where there is any.
-SEED_VQVAE = VQVAERecipe(name="seed", epochs=10, batch_size=64, learning_rate=1e-3,
+ANCESTOR_VQVAE = VQVAERecipe(name="ancestor", epochs=10, batch_size=64, learning_rate=1e-3,
                          schedule="drop", drop_epoch=5, drop_factor=0.3)
-SEED_TRANSFORMER = TransformerRecipe(name="seed", epochs=1, batch_size=128, learning_rate=3e-4)
+ANCESTOR_TRANSFORMER = TransformerRecipe(name="ancestor", epochs=1, batch_size=128, learning_rate=3e-4)
 
 # Ours. Chosen on 5,000 pictures held out of the training set; tests/benchmarks compares the choices.
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine",
@@ -108,7 +108,7 @@ JUDGE = ClassifierRecipe(name="judge", epochs=8, batch_size=128, learning_rate=2
                          warmup_steps=100, weight_decay=0.05)
 CRITIC = dataclasses.replace(JUDGE, name="critic", seed=1)
 SCORE = dataclasses.replace(JUDGE, name="score", epochs=10)
-RECIPES = {"seed": (SEED_VQVAE, SEED_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
+RECIPES = {"ancestor": (ANCESTOR_VQVAE, ANCESTOR_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
 
 
 def learning_rate(recipe, step, steps_per_epoch):
@@ -614,7 +614,8 @@ def main(arguments=None):
                                      "started again.")
     parser.add_argument("stage", choices=("vqvae", "transformer", "all", "classifiers"))
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="best",
-                        help="best: that of the shipped weights (default); seed: the document's; saves under seed/")
+                        help="best: that of the shipped weights (default); ancestor: that of the project "
+                        "ours grew from; saves under ancestor/")
     parser.add_argument("--holdout", action="store_true", help="train on 55,000 pictures, score the other 5,000 after "
                         "each epoch, leave the test set alone; saves under holdout/")
     parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "

@@ -22,7 +22,7 @@ class TransformerConfig:
     d_model: int = 256
     n_heads: int = 8
     n_layers: int = 8
-    context: int = 152    # the seed's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
+    context: int = 152    # the ancestor's 3 · 51 - 1; one picture needs 50 inputs, and only those positions are trained
     dropout: float = 0.1
     qk_norm: bool = False  # True: queries and keys of length √d, times a learned gain, so that no logit runs away
     tied: bool = False     # True: one matrix both reads tokens in and scores them (Press and Wolf, arXiv 1608.05859)

@@ -4,10 +4,10 @@
     python tests/benchmarks/pairs.py again      # the shipped recipes once more, in this machine's precision
     python tests/benchmarks/pairs.py plain --quick --out try.json      # a fast try, on the embedded sample
 
-*plain*: do better reconstructions give better samples? Its tokenizer is the seed's stage 1 (β = 0.25, a rate that drops
-once) with k-means start, moving averages and revival below 0.2 of an even share; its Transformer has the recipe of the
-shipped one. *again*: the shipped Transformer was trained in float32. Where the hardware has bf16, the same recipe uses
-it: does the scorecard notice?
+*plain*: do better reconstructions give better samples? Its tokenizer is the ancestor's stage 1 (β = 0.25, a rate that
+drops once) with k-means start, moving averages and revival below 0.2 of an even share; its Transformer has the recipe
+of the shipped one. *again*: the shipped Transformer was trained in float32. Where the hardware has bf16, the same
+recipe uses it: does the scorecard notice?
 
 Both are scored on the test set as `python -m vqlib.scorecard` scores the shipped pair, whose figures stand beside them:
 a comparison, nothing is chosen by it. Trained weights are kept in the runs folder: a script that was killed goes on
@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 
 from vqlib import checkpoints, data, scorecard, training
-from vqlib.training import BEST_TRANSFORMER, BEST_VQVAE, SEED_VQVAE
+from vqlib.training import ANCESTOR_VQVAE, BEST_TRANSFORMER, BEST_VQVAE
 from vqlib.vqvae import VQVAEConfig
 
-PLAIN = dataclasses.replace(SEED_VQVAE, name="plain", model=VQVAEConfig(ema=True), kmeans_init=True, revive_below=0.2)
+PLAIN = dataclasses.replace(ANCESTOR_VQVAE, name="plain", model=VQVAEConfig(ema=True), kmeans_init=True,
+                            revive_below=0.2)
 PAIRS = {"plain": (PLAIN, BEST_TRANSFORMER), "again": (BEST_VQVAE, BEST_TRANSFORMER)}
 ROWS = [("MSE · 10⁴", ("tokenizer", "mse"), 1e4, 1), ("codes used of 64", ("tokenizer", "codes_used"), 1, 0),
         ("perplexity", ("tokenizer", "perplexity"), 1, 1), ("FID of reconstructions", ("reconstructions", "fid"), 1, 2),

@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vqlib import data, evaluation, training
-from vqlib.training import SEED_VQVAE, VQVAERecipe, VQVAEStage
+from vqlib.training import ANCESTOR_VQVAE, VQVAERecipe, VQVAEStage
 from vqlib.vqvae import Quantized, VectorQuantizer, VQVAEConfig
 
 # --- two other quantizers --------------------------------------------------------------------------------------------
@@ -117,22 +117,22 @@ def tricks(recipe, ema=False, **changes):
 
 
 REVIVE = 0.1  # a code that gets less than this fraction of an even share is dead
-ALL = tricks(SEED_VQVAE, ema=True, kmeans_init=True, revive_below=REVIVE)
+ALL = tricks(ANCESTOR_VQVAE, ema=True, kmeans_init=True, revive_below=REVIVE)
 VARIANTS = {
-    "a": Variant("the seed's loss", SEED_VQVAE),
-    "b": Variant("+ k-means start", tricks(SEED_VQVAE, kmeans_init=True)),
-    "c": Variant("+ codebook by moving averages", tricks(SEED_VQVAE, ema=True)),
-    "d": Variant(f"+ revival below {REVIVE}", tricks(SEED_VQVAE, revive_below=REVIVE)),
+    "a": Variant("the ancestor's loss", ANCESTOR_VQVAE),
+    "b": Variant("+ k-means start", tricks(ANCESTOR_VQVAE, kmeans_init=True)),
+    "c": Variant("+ codebook by moving averages", tricks(ANCESTOR_VQVAE, ema=True)),
+    "d": Variant(f"+ revival below {REVIVE}", tricks(ANCESTOR_VQVAE, revive_below=REVIVE)),
     "e": Variant("+ all three", ALL),
-    "f": Variant("+ rotation trick", SEED_VQVAE, RotationQuantizer),
-    "g": Variant("FSQ, levels [8, 8]", dataclasses.replace(SEED_VQVAE, model=VQVAEConfig(code_dim=2)), FSQ),
+    "f": Variant("+ rotation trick", ANCESTOR_VQVAE, RotationQuantizer),
+    "g": Variant("FSQ, levels [8, 8]", dataclasses.replace(ANCESTOR_VQVAE, model=VQVAEConfig(code_dim=2)), FSQ),
     "h0.2": Variant("+ all three, revival below 0.2", dataclasses.replace(ALL, revive_below=0.2)),
     "h0.33": Variant("+ all three, revival below 0.33", dataclasses.replace(ALL, revive_below=0.33)),
 }
 
 # N(0, 1) is how nn.Embedding starts. In 16 dimensions that is codes of length 4, where the untrained encoder's vectors
 # are about 0.3 long: a few codes near the origin take them all, and no other ever gets a gradient.
-SHORT, NORMAL = dataclasses.replace(SEED_VQVAE, batch_size=32), {"codebook_std": 1.0, "steps": 300}
+SHORT, NORMAL = dataclasses.replace(ANCESTOR_VQVAE, batch_size=32), {"codebook_std": 1.0, "steps": 300}
 COLLAPSE = {
     "uniform": Variant("start at uniform ±1/K (vqlib)", SHORT, steps=300),
     "uniform-longer": Variant("start at uniform ±1/K (vqlib)", SHORT, steps=1200),
