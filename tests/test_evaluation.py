@@ -159,3 +159,33 @@ def test_a_larger_codebook_is_measured_as_a_whole(test):
     vqvae.quantizer.init_from(latents, torch.Generator().manual_seed(0))
     figures = evaluation.evaluate_vqvae(vqvae, test.subset(torch.arange(40)))
     assert figures["codes_used"] > 64 and figures["perplexity"] > 64
+
+
+# --- what 294 bits buy without learning ------------------------------------------------------------------------------
+
+
+def test_nearest_patches_agree_with_a_slow_loop(test):
+    images = data.to_images(test.pixels[:2])
+    codebook = torch.rand(64, 16, generator=seeded()) * 2 - 1
+    copies = evaluation.nearest_patches(images, codebook)
+    for copy, image in zip(copies[:, 0], images[:, 0], strict=True):
+        for top in range(0, 28, 4):
+            for left in range(0, 28, 4):
+                patch, drawn = (picture[top:top + 4, left:left + 4].flatten() for picture in (image, copy))
+                errors = [((patch - code) ** 2).sum().item() for code in codebook]
+                assert torch.equal(drawn, codebook[errors.index(min(errors))])
+    assert torch.equal(evaluation.from_patches(evaluation.patches(images)), images)
+
+
+def test_a_thumbnail_has_49_grey_values_of_64_levels():
+    flat = torch.linspace(-1, 1, 64).reshape(64, 1, 1, 1).expand(64, 1, 28, 28)
+    assert (evaluation.thumbnails(flat) - flat).abs().max() < 1e-6  # each of the 64 levels stays as it is
+    between = evaluation.thumbnails(flat[:-1] + 0.4 * 2 / 63)
+    assert (between - flat[:-1]).abs().max() < 1e-6  # what lies between goes to the nearer one
+    corner = torch.full((1, 1, 28, 28), -1.0)
+    corner[..., :4, :4] = 1.0  # one cell white
+    thumbnail = evaluation.thumbnails(corner)
+    assert thumbnail[0, 0, 0, 0] == 1 and thumbnail[0, 0, 8:, 8:].max() == -1
+    shuffled = corner.clone()
+    shuffled[..., :4, :4] = torch.tensor([1.0, -1.0]).repeat(8).reshape(4, 4)  # only a cell's mean counts
+    assert (evaluation.thumbnails(shuffled)[0, 0, 0, 0] - 0.0).abs() < 2 / 63

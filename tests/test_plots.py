@@ -50,6 +50,23 @@ CASES = {
 }
 
 
+def test_levels_are_drawn_and_named():
+    curves = plots.curves({"a": ([1, 2], [3, 4])}, "x", "y", levels={"chance": 4.16})
+    bars = plots.bars({"a": torch.rand(5)}, "x", "y", level=("even", 0.2))
+    for figure, name, at in ((curves, "chance", 4.16), (bars, "even", 0.2)):
+        axis = figure.axes[0]
+        assert name in [text.get_text() for text in axis.get_legend().get_texts()]
+        assert [line.get_ydata()[0] for line in axis.lines if line.get_label() == name] == [at]
+
+
+def test_the_receptive_field_frames_the_cell_and_all_that_it_sees():
+    influence = torch.zeros(28, 28)
+    influence[5:20, 3:27] = 1.0
+    cell, seen = plots.receptive_field(influence, (2, 4)).axes[0].patches
+    assert (cell.get_xy(), cell.get_width(), cell.get_height()) == ((15.5, 7.5), 4, 4)
+    assert (seen.get_xy(), seen.get_width(), seen.get_height()) == ((2.5, 4.5), 24, 15)
+
+
 def test_every_figure_function_has_a_case():
     public = {n for n, f in inspect.getmembers(plots, inspect.isfunction)
               if f.__module__ == plots.__name__ and not n.startswith("_")}

@@ -1,6 +1,8 @@
 """The panels, driven by their traits, without a front end."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -252,3 +254,10 @@ def test_a_panel_leaves_the_transformer_in_the_mode_it_was_in(pair):
     transformer.train()
     no_error(widgets.Completion(transformer, vqvae))
     assert transformer.training
+
+
+def test_without_ipywidgets_the_error_says_what_to_install():
+    code = "import sys; sys.modules['ipywidgets'] = None; import vqlib.widgets"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.strip().endswith(
+        "ImportError: the panels need ipywidgets: pip install ipywidgets")
