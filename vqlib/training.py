@@ -195,7 +195,10 @@ class Batch(NamedTuple):
 
 
 class VQVAEStage:
-    """Reconstruction + codebook + β · commitment (arXiv 1711.00937, eq. 3), on (N, 28, 28) uint8 pixels."""
+    """Reconstruction + codebook + β · commitment (arXiv 1711.00937, eq. 3), on (N, 28, 28) uint8 pixels.
+
+    With ``model.ema`` the codebook term is left out: moving averages take its place, after each step.
+    """
 
     def __init__(self, recipe, dataset, device):
         self.recipe, self.pixels = recipe, dataset.pixels.to(device)

@@ -66,7 +66,8 @@ class RMSNorm(nn.RMSNorm):
 class CausalSelfAttention(nn.Module):
     """softmax(QKᵀ/√d + mask) V in ``n_heads`` heads; no token sees a later one (section 3.2).
 
-    With ``qk_norm``, each head's queries and keys are normalised first (Henry et al., arXiv 2010.04245).
+    With ``qk_norm``, each head's queries and keys are first brought to length √d, times learned gains (after Henry et
+    al., arXiv 2010.04245, who learn one scale in place of 1/√d).
     """
 
     def __init__(self, config, layer):

@@ -219,7 +219,7 @@ def check_codes(codes, num_codes=64):
 def kmeans(points, k, iterations=20, generator=None):
     """Lloyd's algorithm. (N, D) float points -> centres (k, D), and (N,) int64: whose each point is.
 
-    Starts at k distinct points drawn at random; a centre that loses all its points moves to a random point.
+    Starts at k of the points, drawn at random (some may be equal); a centre without points moves to a random point.
     Raises ValueError where there are fewer points than k, or where they are not finite.
     """
     if not isinstance(points, torch.Tensor) or points.ndim != 2 or not points.is_floating_point():
