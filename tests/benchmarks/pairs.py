@@ -75,7 +75,8 @@ def main():
         card[stage] = {"recipe": model.info["recipe"],
                        **{key: model.info["history"][key] for key in ("device", "bf16", "seconds")}}
     card |= {"command": f"python tests/benchmarks/pairs.py {options.pair}" + (" --quick" if options.quick else ""),
-             "torch": torch.__version__, "threads": torch.get_num_threads()}
+             "torch": torch.__version__, "threads": torch.get_num_threads(),
+             "sha256 of the tokenizer": checkpoints.tokenizer_id(vqvae)}
     kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     kept[options.pair] = card
     options.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -180,6 +180,16 @@ def shown(seconds):
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
+def processor():
+    """The processor's name; on Linux with its family and model, since virtual machines often cut the name short."""
+    try:
+        lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        fields = {name.strip(): value.strip() for name, value in lines}
+        return f"{fields['model name']}, family {fields['cpu family']}, model {fields['model']}"
+    except (OSError, KeyError, ValueError):
+        return platform.processor() or platform.machine()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9, help="calls of each contender after the first")
@@ -206,7 +216,7 @@ def main():
     if "data" in chosen:
         groups["feed 6,400 pictures"] = feed(train, device)
     results = {"command": shlex.join(["python", "tests/benchmarks/speed.py", *sys.argv[1:]]), "device": device,
-               "processor": platform.processor() or platform.machine(), "cpu_capability":
+               "processor": processor(), "cpu_capability":
                torch.backends.cpu.get_cpu_capability(), "bf16": bf16, "threads": torch.get_num_threads(),
                "torch": torch.__version__, "repeats": options.repeats, "groups": {}}
     with tqdm(total=sum(map(len, groups.values())) * (options.repeats + 1), desc="calls") as bar:
