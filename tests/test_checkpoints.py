@@ -241,6 +241,27 @@ def test_weights_that_no_model_of_ours_has_are_refused(tmp_path):
             checkpoints.load_vqvae(tmp_path / "v")
 
 
+def test_a_mixed_up_file_is_not_to_be_deleted(tmp_path):
+    a_pair(tmp_path)
+    with pytest.raises(ValueError, match="holds 'Transformer', expected 'VQVAE'. Give the path of another") as told:
+        checkpoints.load_vqvae(tmp_path / "transformer.safetensors")
+    assert "elete" not in str(told.value)
+
+
+def test_a_transformer_whose_tokenizer_is_not_beside_it_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQLIB_RUNS", str(tmp_path))
+    a_pair(tmp_path)
+    with pytest.raises(ValueError, match="Name its own as well: load_transformer.path, vqvae=load_vqvae"):
+        (tmp_path / "mine").mkdir()
+        a_pair(tmp_path / "mine", 1)
+        checkpoints.load_transformer(tmp_path / "mine" / "transformer.safetensors")
+    (tmp_path / "vqvae.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"put {tmp_path / 'vqvae.safetensors'} back"):
+        checkpoints.load_transformer()
+    with pytest.raises(ValueError, match="vqvae must be a VQVAE, got str 'vqvae.safetensors'"):
+        checkpoints.load_transformer(vqvae="vqvae.safetensors")
+
+
 def test_a_transformer_of_another_tokenizer_is_refused_in_words(tmp_path):
     a_pair(tmp_path)
     path = tmp_path / "transformer.safetensors"

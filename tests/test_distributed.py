@@ -114,9 +114,10 @@ def test_the_command_line_under_torchrun(tmp_path):
                       "training.main(sys.argv[1:])\n", encoding="utf-8")
     done = launch(2, [script, TESTS, "all", "--sample", "--device", "cpu"], VQLIB_RUNS=str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(os.listdir(tmp_path / "runs")) == ["transformer.safetensors", "vqvae.safetensors"]
-    vqvae = checkpoints.load_vqvae(tmp_path / "runs" / "vqvae.safetensors")
-    checkpoints.load_transformer(tmp_path / "runs" / "transformer.safetensors", vqvae=vqvae)
+    folder = tmp_path / "runs" / "sample"
+    assert sorted(os.listdir(folder)) == ["transformer.safetensors", "vqvae.safetensors"]
+    vqvae = checkpoints.load_vqvae(folder / "vqvae.safetensors")
+    checkpoints.load_transformer(folder / "transformer.safetensors", vqvae=vqvae)
     assert done.stdout.count("tokenizer:") == 1 and done.stdout.count("test: mse") == 1
     refused = launch(2, ["-m", "vqlib.training", "classifiers", "--sample"], VQLIB_RUNS=str(tmp_path / "runs"))
     assert refused.returncode != 0 and "BatchNorm needs whole batches" in refused.stderr

@@ -551,3 +551,11 @@ def test_bad_input_draws_nothing_and_asks_the_model_nothing(transformer):
     with pytest.raises(ValueError, match="top_p"):
         sample(transformer, LABELS, top_p=2.0, generator=generator)
     assert torch.equal(generator.get_state(), state) and sampling.CODES_PER_IMAGE == 49
+
+
+def test_arguments_in_each_others_place_are_refused_by_name(transformer, vqvae):
+    labels = torch.tensor([1, 2])
+    with pytest.raises(ValueError, match="transformer must be a Transformer, got a VQVAE"):
+        sample(vqvae, labels)
+    with pytest.raises(ValueError, match=r"transformer must be a Transformer, got \(2,\) torch.int64"):
+        sample(labels, transformer)

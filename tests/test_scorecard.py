@@ -154,6 +154,8 @@ def test_what_the_scorecard_needs_is_looked_for_before_it_starts(tmp_path, monke
     with pytest.raises(FileNotFoundError, match="no .*ancestor.*vqvae.safetensors"):
         scorecard.main(["--sample", "--ancestor-run", str(tmp_path / "ancestor")])
     assert capsys.readouterr().out.startswith("ours: shipped weights")
+    with pytest.raises(FileNotFoundError, match="no .*mine.*vqvae.safetensors"):
+        scorecard.main(["--sample", "--run", str(tmp_path / "mine")])
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot write into .*file"):
         scorecard.main(["--sample", "--out", str(tmp_path / "file" / "card.json")])

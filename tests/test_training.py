@@ -511,8 +511,7 @@ def tiny(monkeypatch):
 
     def spy_load(split, **options):
         loaded.append(split)
-        assert options["sample"] is True
-        return load(split, **options)
+        return load(split, **(options | {"sample": True}))
 
     def spy(name, function, at):
         def spying(*arguments):
@@ -527,7 +526,7 @@ def tiny(monkeypatch):
 
 
 def test_the_command_line_trains_both_stages_into_the_runs_folder(tiny, tmp_path, capsys):
-    training.main(["all", "--sample", "--device", "cpu"])
+    training.main(["all", "--device", "cpu"])
     assert sorted(os.listdir(tmp_path / "runs")) == ["transformer.safetensors", "vqvae.safetensors"]
     vqvae, transformer = checkpoints.load_vqvae(), checkpoints.load_transformer()  # which belong together
     assert vqvae.info["path"] == str(tmp_path / "runs" / "vqvae.safetensors")
@@ -536,14 +535,14 @@ def test_the_command_line_trains_both_stages_into_the_runs_folder(tiny, tmp_path
     said = capsys.readouterr().out
     assert f"tokenizer: {tmp_path / 'runs' / 'vqvae.safetensors'}" in said
     assert f"mse {vqvae.info['test']['mse']:.5g}" in said
-    training.main(["all", "--sample", "--device", "cpu", "--recipe", "other"])  # in a folder of its own: ours stays
+    training.main(["all", "--device", "cpu", "--recipe", "other"])  # in a folder of its own: ours stays
     own = tmp_path / "runs" / "other" / "vqvae.safetensors"
     assert checkpoints.load_vqvae(own).info["recipe"]["seed"] == 1
     assert same_weights(checkpoints.load_vqvae(), vqvae) and same_weights(checkpoints.load_transformer(), transformer)
 
 
 def test_ancestor_defect_5_held_out_pictures_are_never_trained_on_and_the_test_set_is_untouched(tiny, tmp_path, capsys):
-    training.main(["all", "--sample", "--holdout", "--device", "cpu"])
+    training.main(["all", "--holdout", "--device", "cpu"])
     loaded, given = tiny
     assert loaded == ["train"]
     assert sorted(os.listdir(tmp_path / "runs" / "holdout")) == ["transformer.safetensors", "vqvae.safetensors"]
@@ -563,21 +562,21 @@ def test_ancestor_defect_5_held_out_pictures_are_never_trained_on_and_the_test_s
 def test_one_stage_can_be_trained_alone(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "shipped")
     checkpoints.save_model(tmp_path / "shipped" / "vqvae.safetensors", tokenizer())
-    training.main(["transformer", "--sample", "--device", "cpu"])  # on the shipped tokenizer: there is no other
+    training.main(["transformer", "--device", "cpu"])  # on the shipped tokenizer: there is no other
     assert checkpoints.load_transformer().info["tokenizer"] == checkpoints.tokenizer_id(tokenizer())
     assert os.listdir(tmp_path / "runs") == ["transformer.safetensors"]
 
 
 def test_held_out_pictures_need_a_tokenizer_that_never_saw_them(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        training.main(["transformer", "--sample", "--holdout", "--device", "cpu"])
+        training.main(["transformer", "--holdout", "--device", "cpu"])
     assert "train the stage vqvae first" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_a_device_that_is_not_there_is_refused_in_words(tiny, capsys):
     for device in ("gpu", "cuda:99", "meta:x"):
         with pytest.raises(SystemExit):
-            training.main(["all", "--sample", "--device", device])
+            training.main(["all", "--device", device])
         assert f"no device '{device}' here" in capsys.readouterr().err
 
 
@@ -597,13 +596,23 @@ def test_the_command_line_trains_the_two_judges(monkeypatch, tmp_path, capsys):
         recipe = dataclasses.replace(getattr(training, name), epochs=1, batch_size=400, model=CLASSIFIER_TINY.model)
         monkeypatch.setattr(training, name, recipe)
     training.main(["classifiers", "--sample", "--device", "cpu"])
-    judge, critic = (checkpoints.load_classifier(name) for name in ("judge", "critic"))
-    assert sorted(os.listdir(tmp_path / "runs")) == ["critic.safetensors", "judge.safetensors"]
+    folder = tmp_path / "runs" / "sample"
+    judge, critic = (checkpoints.load_classifier(name, folder / f"{name}.safetensors") for name in ("judge", "critic"))
+    assert sorted(os.listdir(folder)) == ["critic.safetensors", "judge.safetensors"]
     assert not same_weights(judge, critic) and judge.info["test"]["pictures"] == 500
     assert f"accuracy {judge.info['test']['accuracy']:.5g}" in capsys.readouterr().out
     training.main(["classifiers", "--sample", "--device", "cpu"])
     assert capsys.readouterr().out.count("is a finished run of this recipe on this data: loaded") == 2
-    assert same_weights(checkpoints.load_classifier("judge"), judge)
+    assert same_weights(checkpoints.load_classifier("judge", folder / "judge.safetensors"), judge)
+
+
+def test_a_try_on_the_sample_leaves_what_is_used_from_then_on_alone(tiny, tmp_path):
+    training.main(["all", "--sample", "--device", "cpu"])
+    assert os.listdir(tmp_path / "runs") == ["sample"]
+    assert checkpoints.load_vqvae().info["path"] == str(checkpoints.SHIPPED / "vqvae.safetensors")
+    training.main(["all", "--sample", "--holdout", "--device", "cpu"])
+    assert sorted(os.listdir(tmp_path / "runs" / "holdout" / "sample")) == ["transformer.safetensors",
+                                                                            "vqvae.safetensors"]
 
 
 def test_another_data_set_is_trained_in_a_folder_of_its_own(tiny, tmp_path, monkeypatch, capsys):
@@ -636,7 +645,8 @@ def test_a_pictures_source_of_ones_own(tmp_path):
 @pytest.mark.parametrize("arguments, why", [
     ([], "required: stage"), (["everything"], "invalid choice: 'everything'"),
     (["all", "--recipe", "none"], "invalid choice: 'none'"),
-    (["all", "--device", "cpu", "--batch-size", "0"], "--batch-size must be 1 or more, got 0")])
+    (["all", "--device", "cpu", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+    (["classifiers", "--device", "cpu", "--recipe", "other"], "the classifiers have one recipe: leave --recipe out")])
 def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, why, capsys):
     with pytest.raises(SystemExit):
         training.main(arguments)
@@ -680,3 +690,18 @@ def test_cross_entropy_is_over_the_whole_vocabulary(some):
     loss = stage.loss(training.Batch(torch.arange(4)), torch.autocast("cpu", enabled=False))
     logits = stage.model(stage.tokens[:4, :50])
     assert loss.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), stage.tokens[:4, 1:].flatten()).item())
+
+
+# --- arguments in each other's place ---------------------------------------------------------------------------------
+
+
+def test_arguments_in_each_others_place_are_refused_by_name(some, tmp_path):
+    for call, said in (
+            (lambda: train_vqvae(some, VQVAE_TINY), "recipe must be a VQVAERecipe, got Dataset"),
+            (lambda: train_vqvae(TRANSFORMER_TINY, some), "recipe must be a VQVAERecipe, got TransformerRecipe"),
+            (lambda: train_transformer(TRANSFORMER_TINY, some, tokenizer()), "vqvae must be a VQVAE, got Dataset"),
+            (lambda: train_transformer(TRANSFORMER_TINY, tokenizer(), some.pixels), "train must be a Dataset, got ")):
+        with pytest.raises(ValueError, match=said):
+            call()
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder: name a file, such as .*model.safetensors"):
+        run(VQVAE_TINY, some, tmp_path)

@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 
 import vqlib
 from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.data import check_kinds
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -89,6 +90,8 @@ def save(path, kind, tensors, **info):
 
 def check_writable(path):
     """Raise OSError, naming the remedy, where `save` could not write: before an hour of training, not after it."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file, such as {Path(path) / 'model.safetensors'}")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=Path(path).parent):
@@ -116,7 +119,8 @@ def read(path, kind):
         raise ValueError(f"{path} is damaged or no weight file of this project ({error}). "
                          f"{_remedy(path, kind)}") from error
     if header["kind"] != kind:
-        raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}. {_remedy(path, kind)}")
+        raise ValueError(f"{path} holds {header['kind']!r}, expected {kind!r}. Give the path of another file, or load "
+                         f"this one as what it is")
     if header.get("sha256") != digest:
         raise ValueError(f"{path} is damaged: its content doesn't have the SHA-256 that its header states. "
                          f"{_remedy(path, kind)}")
@@ -195,7 +199,7 @@ def _build(cls, config_cls, config, tensors):
     return model
 
 
-def load_vqvae(path=None, shipped=False, device="cpu"):
+def load_vqvae(path=None, *, shipped=False, device="cpu"):
     """The first stage: the file given, else the reader's own run if there is one, else the shipped weights.
 
     Returns a `VQVAE` in eval mode. ``vqvae.info["path"]`` says which file it came from.
@@ -203,20 +207,27 @@ def load_vqvae(path=None, shipped=False, device="cpu"):
     return load_model(path or _choose("vqvae", shipped), VQVAE, VQVAEConfig, device)
 
 
-def load_transformer(path=None, shipped=False, vqvae=None, device="cpu"):
+def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu"):
     """The second stage, trained on the codes of the tokenizer that `load_vqvae` returns.
 
     vqvae: the tokenizer it must fit; default the one that `load_vqvae` gives with the same ``shipped``.
     Returns a `Transformer` in eval mode. Raises ValueError, saying what to train or load, where the two don't match.
     """
-    vqvae = vqvae or load_vqvae(shipped=shipped)
+    named, tokenizer = path is not None, vqvae if vqvae is not None else load_vqvae(shipped=shipped)
+    check_kinds(vqvae=(tokenizer, VQVAE))
     path = Path(path or _choose("transformer", shipped))
     transformer = load_model(path, Transformer, TransformerConfig, device)
-    if transformer.info.get("tokenizer") != tokenizer_id(vqvae):
-        at = vqvae.info["path"] if hasattr(vqvae, "info") else "the VQ-VAE given"
+    if transformer.info.get("tokenizer") != tokenizer_id(tokenizer):
+        at = tokenizer.info["path"] if hasattr(tokenizer, "info") else "the VQ-VAE given"
+        remedy = ("Train one on these codes (`python -m vqlib.training transformer`), or load the shipped pair "
+                  "(load_vqvae(shipped=True) and load_transformer(shipped=True); for commands, move the runs folder "
+                  "away)")
+        if named and vqvae is None:
+            remedy = "Name its own as well: load_transformer(path, vqvae=load_vqvae(path of its tokenizer))"
+        elif vqvae is None and SHIPPED in Path(at).parents:
+            remedy = f"Its own is no longer beside it: put {path.with_name('vqvae.safetensors')} back. Or: {remedy}"
         raise ValueError(f"the Transformer in {path} learned the codes of another tokenizer than {at}: its pictures "
-                         f"would be noise. Train one on these codes (`python -m vqlib.training transformer`), or load "
-                         f"the shipped pair (load_vqvae(shipped=True) and load_transformer(shipped=True))")
+                         f"would be noise. {remedy}")
     return transformer
 
 

@@ -115,7 +115,16 @@ def describe(value):
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         kind = "" if isinstance(value, torch.Tensor) else f"{type(value).__name__} "
         return f"{kind}{tuple(value.shape)} {value.dtype}"
+    if isinstance(value, torch.nn.Module):
+        return f"a {type(value).__name__}"
     return f"{type(value).__name__} {repr(value)[:60]}"
+
+
+def check_kinds(**given):
+    """Raise ValueError unless each ``name=(value, class)`` is of its class: arguments in another's place."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {describe(value)}")
 
 
 def to_images(pixels):
@@ -155,13 +164,14 @@ def load(split, folder=None, sample=None, download=True, name="FashionMNIST"):
     if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}. For pictures of your own make a "
                          f"Dataset(pixels, labels, source)")
+    named = folder or os.environ.get("VQLIB_DATA")
+    named = named and Path(named).expanduser()
     if name != NAMES[0]:
         if sample:
             raise ValueError(f"there is no sample of {name}: leave sample=True out")
-        return _load_other(name, split, folder or os.environ.get("VQLIB_DATA"), download)
+        return _load_other(name, split, named, download)
     if sample or (sample is None and vqlib.fast()):
         return load_sample(split)
-    named = folder or os.environ.get("VQLIB_DATA")
     if named:
         found = find_files(named, split)
         if found is None:

@@ -81,6 +81,8 @@ def sample(transformer, labels, temperature=0.8, top_k=None, top_p=1.0, generato
     Returns (N, 7, 7) int64 codes in 0…63: the class and end tokens are never candidates.
     Raises ValueError where an argument is outside what stands here.
     """
+    if not hasattr(transformer, "head"):  # a tokenizer, or the labels, in its place
+        raise ValueError(f"transformer must be a Transformer, got {describe(transformer)}")
     _check_knobs(temperature, top_k, top_p, guidance)
     if stepper is not None and stepper.model is not transformer:
         raise ValueError("the stepper holds the weights of another Transformer: use transformer.stepper()")

@@ -175,28 +175,38 @@ def table(card):
                      + ["| " + " | ".join(line) + " |" for line in rows])
 
 
+def _pair(folder):
+    vqvae = checkpoints.load_vqvae(folder / "vqvae.safetensors")
+    return vqvae, checkpoints.load_transformer(folder / "transformer.safetensors", vqvae=vqvae)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description="Score a trained pair on the test "
                                      "set: print a table, write all figures as JSON.")
+    parser.add_argument("--run", type=Path, help="folder of the pair to score, such as runs/ancestor; default: your "
+                        "own in the runs folder, or the shipped one")
     parser.add_argument("--ancestor-run", type=Path, help="folder of a run of `python -m vqlib.training all --recipe "
                         "ancestor`, to score beside it")
-    parser.add_argument("--out", type=Path, help="default: scorecard.json in the runs folder")
+    parser.add_argument("--out", type=Path, help="default: scorecard.json in the pair's folder under runs/; with "
+                        "--sample, scorecard-sample.json")
     parser.add_argument("--sample", action="store_true", help="a quick look: the embedded sample, 500 samples")
     options = parser.parse_args(arguments)
-    out = options.out or checkpoints.runs_folder() / "scorecard.json"
+    name = "scorecard-sample.json" if options.sample else "scorecard.json"
+    out = options.out or (options.run or checkpoints.runs_folder()) / name
     train, test = (data.load(split, sample=options.sample) for split in ("train", "test"))
     n, few = len(test), len(test) // 5
-    vqvae, transformer = checkpoints.load_vqvae(), checkpoints.load_transformer()
+    vqvae, transformer = _pair(options.run) if options.run else (checkpoints.load_vqvae(),
+                                                                 checkpoints.load_transformer())
     print(f"ours: {checkpoints.describe(vqvae)}; {checkpoints.describe(transformer)}")
     checkpoints.check_writable(out)
     if options.ancestor_run:
-        ancestor_vqvae = checkpoints.load_vqvae(options.ancestor_run / "vqvae.safetensors")
-        path = options.ancestor_run / "transformer.safetensors"
-        ancestor_pair = ancestor_vqvae, checkpoints.load_transformer(path, vqvae=ancestor_vqvae)
+        ancestor_pair = _pair(options.ancestor_run)
     classifier = checkpoints.load_classifier("judge")
     began = time.perf_counter()
     referee = Referee(classifier, train, test, progress=True)
-    card = {"command": "python -m vqlib.scorecard" + (" --ancestor-run runs/ancestor" if options.ancestor_run else ""),
+    given = {"--run": options.run, "--ancestor-run": options.ancestor_run and "runs/ancestor"}
+    words = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    card = {"command": " ".join(["python -m vqlib.scorecard", *words, *["--sample"] * options.sample]),
             "torch": torch.__version__, "threads": torch.get_num_threads(),
             "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
             "real pictures": referee.references(),
@@ -222,4 +232,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit("stopped: nothing was written")
     except (OSError, ValueError) as error:  # these say what to do
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}".replace(data.OR_SAMPLE, "Or take the embedded sample: --sample."))

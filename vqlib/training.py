@@ -355,7 +355,7 @@ def fit(stage, recipe, size, path=None, validation=None, data_id="", progress=Tr
     first = step = saved = 0
     with _own_randomness(device), _ctrl_c_waits() as asked_to_stop:
         if resume:
-            checkpoints.check_writable(resume)
+            checkpoints.check_writable(path)
         if resume and resume.is_file():
             first, history = _load_state(resume, identity, stage, optimizer)
             if progress:
@@ -517,7 +517,9 @@ def train_vqvae(recipe, train, validation=None, test=None, path=None, device=Non
     path: where to save the result, with checkpoints beside it; None saves nothing. A finished run of the same recipe
     on the same data that already stands there is loaded instead of trained again.
     device: default `pick_device`.
+    Raises ValueError where an argument is of another kind, and what `fit` raises.
     """
+    data.check_kinds(recipe=(recipe, VQVAERecipe), train=(train, data.Dataset))
     device = device or pick_device()
     data_id = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}"
     if done := _finished(path, recipe, data_id, lambda p: checkpoints.load_vqvae(p, device=device)):
@@ -538,6 +540,7 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
 
     What is saved, scored and returned are the weights rounded to float16: half the size for the same figures.
     """
+    data.check_kinds(recipe=(recipe, TransformerRecipe), vqvae=(vqvae, VQVAE), train=(train, data.Dataset))
     device = device or pick_device()
     vqvae = vqvae.to(device)
     tokenizer = checkpoints.tokenizer_id(vqvae)
@@ -621,8 +624,8 @@ def main(arguments=None):
                         "ours grew from; saves under ancestor/")
     parser.add_argument("--holdout", action="store_true", help="train on 55,000 pictures, score the other 5,000 after "
                         "each epoch, leave the test set alone; saves under holdout/")
-    parser.add_argument("--sample", action="store_true", help="use the embedded sample: 2,000 pictures to train on, "
-                        "500 to test")
+    parser.add_argument("--sample", action="store_true", help="a try of a minute or two, on the embedded sample: 2,000 "
+                        "pictures to train on, 500 to test; saves under sample/")
     parser.add_argument("--data", choices=data.NAMES, default=data.NAMES[0], help="train on other pictures of the same "
                         "form; saves under a folder of that name")
     parser.add_argument("--batch-size", type=int, metavar="B", help="another batch size than the recipe's, e.g. where "
@@ -637,6 +640,8 @@ def main(arguments=None):
                      f"and {pick_device()!r} is taken")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size must be 1 or more, got {options.batch_size}")
+    if options.stage == "classifiers" and options.recipe != "best":
+        parser.error("the classifiers have one recipe: leave --recipe out")
     if not distributed.launched():
         return _train(options, parser.error)
     options.device = "cuda" if options.device.startswith("cuda") else "cpu"  # each process its own; Gloo has no mps
@@ -664,6 +669,8 @@ def _train(options, refuse):
     if options.holdout:
         train, validation = data.split_validation(train, len(train) // 12)
         folder = folder / "holdout"
+    if options.sample:
+        folder = folder / "sample"
     if distributed.rank() == 0:
         distributed.wait()
     recipes = (*RECIPES[options.recipe], JUDGE, CRITIC)
