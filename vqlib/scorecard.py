@@ -223,6 +223,7 @@ def main(arguments=None):
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(card))
+    print("¹ On the judge's features: comparable within this table only. ² Not comparable between tokenizers.")
     print(f"all figures: {out}")
 
 
