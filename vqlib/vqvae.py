@@ -230,7 +230,7 @@ def kmeans(points, k, iterations=20, generator=None):
     if len(points) < k:
         raise ValueError(f"k-means needs at least k = {k} points, got {len(points)}")
     centres = points[torch.randperm(len(points), generator=generator)[:k].to(points.device)]
-    for _ in range(iterations):
+    for _ in range(iterations):  # |p - c|², without |p|², which is the same for all centres c
         assigned = (centres.pow(2).sum(1) - 2 * points @ centres.T).argmin(1)
         count = torch.bincount(assigned, minlength=k)
         total = torch.zeros_like(centres).index_add_(0, assigned, points)

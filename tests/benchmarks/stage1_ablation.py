@@ -134,8 +134,8 @@ VARIANTS = {
 # are about 0.3 long: a few codes near the origin take them all, and no other ever gets a gradient.
 SHORT, NORMAL = dataclasses.replace(ANCESTOR_VQVAE, batch_size=32), {"codebook_std": 1.0, "steps": 300}
 COLLAPSE = {
-    "uniform": Variant("start at uniform ±1/K (vqlib)", SHORT, steps=300),
-    "uniform-longer": Variant("start at uniform ±1/K (vqlib)", SHORT, steps=1200),
+    "uniform": Variant("start at uniform ±1/K", SHORT, steps=300),
+    "uniform-longer": Variant("start at uniform ±1/K", SHORT, steps=1200),
     "normal": Variant("start at N(0, 1) (nn.Embedding)", SHORT, **NORMAL),
     "normal-longer": Variant("start at N(0, 1) (nn.Embedding)", SHORT, codebook_std=1.0, steps=1200),
     "k-means": Variant("N(0, 1), cure: k-means start", tricks(SHORT, kmeans_init=True), **NORMAL),
