@@ -59,6 +59,11 @@ def test_levels_are_drawn_and_named():
         assert [line.get_ydata()[0] for line in axis.lines if line.get_label() == name] == [at]
 
 
+def test_heat_maps_frame_the_cell_in_each():
+    for axis in plots.heat_maps([torch.rand(7, 7)] * 2, ["a", "b"], "weight", cell=(3, 5)).axes[:2]:
+        assert [patch.get_xy() for patch in axis.patches] == [(4.5, 2.5)]
+
+
 def test_the_receptive_field_frames_the_cell_and_all_that_it_sees():
     influence = torch.zeros(28, 28)
     influence[5:20, 3:27] = 1.0

@@ -165,13 +165,16 @@ def palette(patches, columns=16, titles=None):
     return figure
 
 
-def heat_maps(maps, titles, label, v_max=None, cmap="viridis", scale=1.9, number_format=None):
-    """7×7 (or any) maps side by side on one colour scale: a list of 2-D arrays."""
+def heat_maps(maps, titles, label, v_max=None, cmap="viridis", scale=1.9, number_format=None, cell=None):
+    """7×7 (or any) maps side by side, on one colour scale: a list of 2-D arrays. cell: a (row, column) to frame."""
     figure, axes = _figure(scale * len(maps) + 0.6, scale + 0.3, 1, len(maps))
     top = v_max if v_max is not None else max(float(_array(m).max()) for m in maps)
     for axis, values, title in zip(axes[0], maps, titles, strict=True):
         values = _array(values)
         _show(axis, values, title, cmap=cmap, vmin=0, vmax=top)
+        if cell is not None:
+            axis.add_patch(matplotlib.patches.Rectangle((cell[1] - 0.5, cell[0] - 0.5), 1, 1, fill=False,
+                                                        edgecolor=COLOURS[4], linewidth=1.5))
         if number_format:
             for (row, column), value in np.ndenumerate(values):
                 axis.text(column, row, format(value, number_format), ha="center", va="center", fontsize=6,
