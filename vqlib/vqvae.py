@@ -217,7 +217,7 @@ def check_codes(codes, num_codes=64):
 
 @torch.no_grad()
 def kmeans(points, k, iterations=20, generator=None):
-    """Lloyd's algorithm. (N, D) float points -> centres (k, D), and (N,) int64: whose each point is.
+    """Lloyd's algorithm. (N, D) float points -> centres (k, D), and (N,) int64: each point's centre.
 
     Starts at k of the points, drawn at random (some may be equal); a centre without points moves to a random point.
     Raises ValueError where there are fewer points than k, or where they are not finite.
