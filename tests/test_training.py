@@ -699,6 +699,7 @@ def test_arguments_in_each_others_place_are_refused_by_name(some, tmp_path):
     for call, said in (
             (lambda: train_vqvae(some, VQVAE_TINY), "recipe must be a VQVAERecipe, got Dataset"),
             (lambda: train_vqvae(TRANSFORMER_TINY, some), "recipe must be a VQVAERecipe, got TransformerRecipe"),
+            (lambda: training.train_classifier(VQVAE_TINY, some), "recipe must be a ClassifierRecipe, got VQVAERecipe"),
             (lambda: train_transformer(TRANSFORMER_TINY, some, tokenizer()), "vqvae must be a VQVAE, got Dataset"),
             (lambda: train_transformer(TRANSFORMER_TINY, tokenizer(), some.pixels), "train must be a Dataset, got ")):
         with pytest.raises(ValueError, match=said):

@@ -204,7 +204,7 @@ def main(arguments=None):
     classifier = checkpoints.load_classifier("judge")
     began = time.perf_counter()
     referee = Referee(classifier, train, test, progress=True)
-    given = {"--run": options.run, "--ancestor-run": options.ancestor_run and "runs/ancestor"}
+    given = {"--run": options.run, "--ancestor-run": options.ancestor_run}
     words = [word for flag, value in given.items() if value for word in (flag, str(value))]
     card = {"command": " ".join(["python -m vqlib.scorecard", *words, *["--sample"] * options.sample]),
             "torch": torch.__version__, "threads": torch.get_num_threads(),

@@ -92,7 +92,7 @@ class ClassifierRecipe(Recipe):
 # tokens, so that its "epoch" of 19,125 steps showed each token about 41 times. Here an epoch is one pass over aligned
 # sequences: 469 steps. Precision is the hardware's affair, not the recipe's: both recipes use bf16 where there is any.
 ANCESTOR_VQVAE = VQVAERecipe(name="ancestor", epochs=10, batch_size=64, learning_rate=1e-3,
-                         schedule="drop", drop_epoch=5, drop_factor=0.3)
+                             schedule="drop", drop_epoch=5, drop_factor=0.3)
 ANCESTOR_TRANSFORMER = TransformerRecipe(name="ancestor", epochs=1, batch_size=128, learning_rate=3e-4)
 
 # Ours. Chosen on 5,000 pictures held out of the training set; tests/benchmarks compares the choices.
@@ -566,6 +566,7 @@ def train_transformer(recipe, vqvae, train, validation=None, test=None, path=Non
 
 def train_classifier(recipe, train, validation=None, test=None, path=None, device=None, progress=True):
     """Train a `Classifier` and return it, in eval mode, as `train_vqvae` does; rounded to float16."""
+    data.check_kinds(recipe=(recipe, ClassifierRecipe), train=(train, data.Dataset))
     device = device or pick_device()
     data_id = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}"
     if done := _finished(path, recipe, data_id, lambda p: checkpoints.load_classifier(path=p, device=device)):

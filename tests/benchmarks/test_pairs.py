@@ -33,7 +33,9 @@ def test_what_the_readme_and_notebook_5_say_of_them():
             f"{plain['samples']['T = 1']['fid']:.2f}") in said
     assert plain["tokenizer"]["mse"] == pytest.approx(1.1 * ours["tokenizer"]["mse"], rel=0.02)  # "a tenth larger"
     assert plain["samples"]["T = 1"]["fid"] == pytest.approx(ours["samples"]["T = 1"]["fid"], rel=0.02)
-    free = plain["samples"]["T = 1"]
+    free, best = plain["samples"]["T = 1"], ours["samples"]["T = 1"]
+    assert free["coverage"] == pytest.approx(best["coverage"], rel=0.02)  # "about the same"
+    assert free["classification_accuracy_score"] < 0.98 * best["classification_accuracy_score"]  # "lower"
     assert (f"reaches about the same FID, {free['fid']:.2f}, and coverage, {100 * free['coverage']:.1f} %, and a lower "
             f"accuracy score, {100 * free['classification_accuracy_score']:.1f} %, at $T = 1$") in NOTEBOOK
     assert (f"the tokenizer's figures are the same, {again['likelihood']['nats_per_code']:.3f} nats, FID "
