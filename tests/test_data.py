@@ -122,6 +122,14 @@ def test_a_named_folder_must_hold_the_files(places, monkeypatch, how):
     assert places.downloads == 0
 
 
+def test_a_named_folder_may_begin_with_the_home_folder(places, monkeypatch):
+    places.fill(places.folder / "mine")
+    monkeypatch.setenv("HOME", str(places.folder))
+    monkeypatch.setenv("USERPROFILE", str(places.folder))  # Windows
+    monkeypatch.setenv("VQLIB_DATA", "~/mine")
+    assert data.load("train").source == str(places.folder / "mine")
+
+
 def test_a_named_folder_that_is_not_there_is_told_so(places, monkeypatch):
     monkeypatch.setenv("VQLIB_DATA", str(places.folder / "nowhere"))
     with pytest.raises(FileNotFoundError, match="nowhere, which VQLIB_DATA names, is no folder.*Unset VQLIB_DATA"):
