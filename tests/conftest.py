@@ -1,5 +1,7 @@
 """What the tests share: nothing of the reader's is read or written; small models whose codes and logits are lively."""
 
+import dataclasses
+import multiprocessing
 import os
 import subprocess
 import sysconfig
@@ -12,6 +14,9 @@ from einops import rearrange
 from hypothesis import settings
 
 from vqlib import data
+from vqlib.classifier import ClassifierConfig
+from vqlib.pair import Pair
+from vqlib.training import ClassifierRecipe, TransformerRecipe, VQVAERecipe, loop, stages
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -30,14 +35,27 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.delenv("VQLIB_DATA", raising=False)
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def same_weights(model, other):
+    """Whether two models have the same state, bit for bit."""
+    state, others = model.state_dict(), other.state_dict()
+    return state.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in state.items())
+
+
+# --- pictures and small models ---------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
 def train():
-    return data.load_sample("train")
+    return data.load_mini("train")
 
 
 @pytest.fixture(scope="session")
 def test():
-    return data.load_sample("test")
+    return data.load_mini("test")
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +71,8 @@ def vqvae(images):
         torch.manual_seed(0)
         model = VQVAE(VQVAEConfig(channels=8)).double()
     latents = rearrange(model.encoder(images), "b d h w -> (b h w) d").detach()
-    model.quantizer.init_from(latents, torch.Generator().manual_seed(0))
-    assert len(model.encode(images).unique()) > 20  # else what is said of codes would say little
+    model.quantizer.init_from(latents, seeded())
+    assert len(model.encode(images).unique()) > 20  # with few codes in use, tests of codes would prove little
     return model.eval()
 
 
@@ -63,14 +81,106 @@ def transformer():
     return lively_transformer()
 
 
-def lively_transformer(qk_norm=False):
+@pytest.fixture
+def pair(vqvae, transformer):
+    """Both of them, in float64."""
+    return Pair(vqvae, transformer)
+
+
+def lively_transformer(qk_norm=False, **config):
     """A small Transformer in float64, with weights so large that attention and logits are far from uniform."""
-    model = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, qk_norm=qk_norm)).double()
-    generator = torch.Generator().manual_seed(0)
+    model = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, qk_norm=qk_norm, **config)).double()
+    generator = seeded()
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             parameter.data.normal_(std=1.0 if "embedding" in name else 0.35, generator=generator)
     return model.eval()
+
+
+# --- tiny runs -------------------------------------------------------------------------------------------------------
+
+# Two epochs of six steps on 90 pictures, the last batch of 10. All that can be random in a run is random in EMA_TINY or
+# TRANSFORMER_TINY.
+QUICK = {"name": "tiny", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "mixed_precision": False}
+STEPS = 12
+VQVAE_TINY = VQVAERecipe(**QUICK, model=VQVAEConfig(channels=8))
+EMA_TINY = dataclasses.replace(
+    VQVAE_TINY,
+    model=VQVAEConfig(channels=8, quantizer="ema"),
+    kmeans_init=True,
+    ema_decay=0.8,
+    revive_below=0.33,
+    schedule="cosine",
+    warmup_steps=3,
+    mixed_precision=True,
+)
+TRANSFORMER_TINY = TransformerRecipe(
+    **QUICK,
+    schedule="cosine",
+    weight_decay=0.1,
+    drop_class=0.3,
+    model=TransformerConfig(d_model=16, n_heads=2, n_layers=1),
+)
+CLASSIFIER_TINY = ClassifierRecipe(**QUICK, schedule="cosine", model=ClassifierConfig(channels=4, features=16))
+TINY = {"vqvae": VQVAE_TINY, "ema": EMA_TINY, "transformer": TRANSFORMER_TINY, "classifier": CLASSIFIER_TINY}
+
+
+def pictures(n=90):
+    return data.load_mini("train").subset(torch.arange(n))
+
+
+@pytest.fixture(scope="session")
+def some():
+    return pictures()
+
+
+def run(recipe, dataset, path=None, **options):
+    """Train by this recipe, whichever stage it is of; a Transformer on the codes of `tokenizer`."""
+    options = {"path": path, "device": "cpu", "progress": False, **options}
+    if isinstance(recipe, TransformerRecipe):
+        return stages.train_transformer(recipe, tokenizer(), dataset, **options)
+    train_stage = stages.train_vqvae if isinstance(recipe, VQVAERecipe) else stages.train_classifier
+    return train_stage(recipe, dataset, **options)
+
+
+def tokenizer():
+    """A small untrained VQ-VAE in float32, always the same, that uses dozens of codes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vqvae = VQVAE(VQVAEConfig(channels=8)).eval()
+    latents = vqvae.encoder(data.to_images(pictures(50).pixels)).detach()
+    vqvae.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), seeded())
+    return vqvae
+
+
+def without_seconds(model):
+    """The history of a run, without how long it took."""
+    return {key: value for key, value in model.info["history"].items() if key != "seconds"}
+
+
+def stop_at(monkeypatch, step, action, seen=None):
+    """Do ``action`` at the beginning of this step, counted from 1, but only the first time. seen: notes the steps."""
+    seen, original = [] if seen is None else seen, loop.seed_step
+
+    def seed_step(seed, at):
+        seen.append(at)
+        if at + 1 == step and seen.count(at) == 1:
+            action()
+        return original(seed, at)
+
+    monkeypatch.setattr(loop, "seed_step", seed_step)
+
+
+def forked(function, *arguments):
+    """Start ``function(*arguments)`` in a new process, without the seconds that it takes to import PyTorch.
+
+    The process is forked by a server that has imported it once and computed nothing, so no thread is lost in the fork.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch._dynamo", "pytest", "hypothesis", "vqlib.training"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 # --- Colab's versions: an environment layered over this one ----------------------------------------------------------
@@ -88,12 +198,12 @@ def old_python(tmp_path_factory):
 
 
 def layered(folder, requirements):
-    """A Python with these packages of its own, and all else from this environment; skips where they can't be had."""
+    """A Python with these packages of its own, all others from this environment; skips if they can't be had."""
     binary = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     try:
         venv.create(folder, with_pip=True, symlinks=os.name != "nt")
-        subprocess.run([binary, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "15", *requirements],
-                       check=True, capture_output=True, text=True, env=environment(), timeout=600)
+        install = [binary, "-m", "pip", "install", "-q", "--retries", "1", "--timeout", "15", *requirements]
+        subprocess.run(install, check=True, capture_output=True, text=True, env=environment(), timeout=600)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"could not make an environment with {', '.join(requirements)}: {error} {str(error.stderr)[-300:]}")
     packages = shown(binary, "import sysconfig; print(sysconfig.get_path('purelib'))")[0]
@@ -103,5 +213,5 @@ def layered(folder, requirements):
 
 def shown(python, code):
     """The lines that this code prints there."""
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True,
-                          env=environment()).stdout.splitlines()
+    run = [python, "-c", code]
+    return subprocess.run(run, capture_output=True, text=True, check=True, env=environment()).stdout.splitlines()

@@ -1,70 +1,90 @@
-"""Train a tiny recipe twice: in one go, and killed by SIGKILL 20 times in a row, each time at a random place.
+"""Runs that come to a bad end, each in a process of its own: test_training.py and test_faults.py start them."""
 
-    python tests/killed_worker.py NAME FOLDER
-
-Writes whole.safetensors and killed.safetensors, and prints where each of the 20 died. Each run is a fork of this
-process, which computes nothing itself: so PyTorch is imported once, and no thread of it is lost in a fork.
-"""
-
-import dataclasses
 import os
-import random
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 
-import test_training as t
+import pytest
 import torch
+from conftest import pictures, run, stop_at
 
-from vqlib import data, training
+from vqlib import checkpoints
+from vqlib.training import loop
 
-KILLS, EPOCHS = 20, 42  # 252 steps, saved every second one: 20 kills within 12 steps each cannot reach the end
-
-
-def run(name, path, place=None, count=0):
-    """In a fork: train; die at the ``count``-th time that the run comes to ``place``. Returns the exit status."""
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    torch.set_num_threads(1)
-    training.fit = partial(training.fit, log_every=2, save_every=2)
-    if place:
-        owner, function, after = PLACES[place]
-        setattr(owner, function, deadly(getattr(owner, function), count, after))
-    t.run(dataclasses.replace(t.RECIPES[name], epochs=EPOCHS), data.load_sample("train").subset(torch.arange(90)), path)
-    os._exit(0)
+# Where a run can be killed: the owner of a function, its name, and whether to die after its work is done or before it.
+PLACES = {
+    "a step begins": (loop, "seed_step", False),
+    "the weights were changed": (torch.optim.AdamW, "step", True),
+    "a new checkpoint is in part on the disk": (os, "fsync", False),
+    "a new checkpoint is not yet in place": (os, "replace", False),
+    "a new checkpoint is in place": (os, "replace", True),
+}
 
 
-def deadly(function, count, after):
-    """``function``, in whose ``count``-th call this process dies, before or after the work is done."""
-    calls = []
+def train(recipe, path, threads=1, n=90):
+    """A run that logs and saves every two steps."""
+    torch.set_num_threads(threads)
+    loop.fit = partial(loop.fit, log_every=2, save_every=2)
+    run(recipe, pictures(n), path)
 
-    def call(*arguments, **options):
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at_step(recipe, path, threads, step):
+    stop_at(pytest.MonkeyPatch(), step, die)
+    train(recipe, path, threads)
+
+
+def killed_at_place(recipe, path, place, count):
+    """Die at the ``count``-th time that the run comes to this place."""
+    owner, name, after = PLACES[place]
+    function, calls = getattr(owner, name), []
+
+    def deadly(*arguments, **options):
         calls.append(1)
         if len(calls) == count and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         result = function(*arguments, **options)
         if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return result
 
-    return call
+    setattr(owner, name, deadly)
+    train(recipe, path)
 
 
-PLACES = {"a step begins": (training, "_seed", False), "the weights were changed": (torch.optim.AdamW, "step", True),
-          "a new checkpoint is in part on the disk": (os, "fsync", False),
-          "a new checkpoint is not yet in place": (os, "replace", False),
-          "a new checkpoint is in place": (os, "replace", True)}
+def on_a_full_disk(recipe, path, threads, said):
+    """From the third checkpoint on the system lets no file grow beyond 10 kB, so the write breaks off."""
+    import resource  # POSIX only
+
+    save, calls = checkpoints.save, []
+
+    def filling(*arguments, **info):
+        calls.append(1)
+        if len(calls) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        save(*arguments, **info)
+
+    checkpoints.save = filling
+    noting(said, OSError, train, recipe, path, threads)
 
 
-if __name__ == "__main__":
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    assert run(name, folder / "whole.safetensors") == 0
-    chance = random.Random(0)
-    for _ in range(KILLS):
-        place, count = chance.choice(list(PLACES)), chance.randint(1, 6)
-        status = run(name, folder / "killed.safetensors", place, count)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
-        print(f"killed when {place}, time {count}", flush=True)
-    assert run(name, folder / "killed.safetensors") == 0
+def short_of_memory(recipe, path, said):
+    """The process may take 300 MB more than it has."""
+    import resource
+
+    torch.ones(10) @ torch.ones(10)  # what the first product loads doesn't count
+    room = 300_000_000 + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    noting(said, MemoryError, train, recipe, path, 1, 1600)
+
+
+def noting(said, kind, function, *arguments):
+    """Call the function, and write the error of this kind that it raises to the file ``said``."""
+    try:
+        function(*arguments)
+    except kind as error:
+        Path(said).write_text(str(error), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Colab without Colab: its versions, a stand-in for its module, and each notebook alone in an empty folder.
 
-The repository's address is that of a local bare clone, by git's own ``insteadOf``: so the set-up cells run as they are.
+The repository's address is that of a local bare clone, by git's own ``insteadOf``: so the set-up cells run as they are,
+and pip installs the package from there.
 """
 
 import json
@@ -56,8 +57,13 @@ def colab(old_python, tmp_path_factory):
     git(source, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "as it is")
     git(folder, "clone", "-q", "--bare", str(source), str(folder / "bare.git"))
     yield old_python, (folder / "bare.git").as_uri()
+    uninstall(old_python)
     layer.write_text(whole)
     shutil.rmtree(packages / "google")
+
+
+def uninstall(python):
+    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "vqlib"], check=True, capture_output=True)
 
 
 def git(folder, *arguments):
@@ -68,12 +74,19 @@ def run(colab, path, folder, how):
     """Run a notebook that lies alone in an empty folder; returns what the versions' cell printed."""
     python, address = colab
     shutil.copy(path, folder)
-    env = environment(VQLIB_FAST="1", HOME=str(folder.parent / "home"), JUPYTER_PLATFORM_DIRS="1", GIT_CONFIG_COUNT="1",
-                      GIT_CONFIG_KEY_0=f"url.{address}.insteadOf", GIT_CONFIG_VALUE_0=ADDRESS)
+    env = environment(
+        VQLIB_FAST="1",
+        HOME=str(folder.parent / "home"),
+        JUPYTER_PLATFORM_DIRS="1",
+        GIT_CONFIG_COUNT="1",
+        GIT_CONFIG_KEY_0=f"url.{address}.insteadOf",
+        GIT_CONFIG_VALUE_0=ADDRESS,
+    )
     for name in ("VQLIB_RUNS", "XDG_CACHE_HOME"):
         env.pop(name, None)
-    done = subprocess.run([python, "-c", RUN, path.name, how], cwd=folder, env=env, capture_output=True, text=True,
-                          timeout=900)
+    done = subprocess.run(
+        [python, "-c", RUN, path.name, how], cwd=folder, env=env, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout.split()
 
@@ -83,8 +96,8 @@ def as_expected(printed, folder):
 
     widgets, version, torch_file, vqlib_file = printed
     assert widgets == "7.7.1" and (version, torch_file) == (torch.__version__, torch.__file__)  # nothing reinstalled
-    assert Path(vqlib_file) == folder / "vqvae-from-scratch" / "vqlib" / "__init__.py"
-    assert [p.name for p in folder.iterdir()] == ["vqvae-from-scratch"]
+    assert "site-packages" in vqlib_file and str(ROOT) not in vqlib_file
+    assert list(folder.iterdir()) == []
 
 
 def test_the_set_up_cell_fetches_and_imports_twice_in_a_row(colab, tmp_path):
@@ -95,10 +108,22 @@ def test_the_set_up_cell_fetches_and_imports_twice_in_a_row(colab, tmp_path):
     as_expected(printed, folder)
 
 
+def set_up(path):
+    """The set-up cell, without the imports, which differ."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"]).split("\n\nimport")[0]
+
+
 def test_all_set_up_cells_begin_alike():
-    first = {"".join(next(cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-                          if cell["cell_type"] == "code")["source"]).split("\n\n")[0] for path in NOTEBOOKS}
-    assert len(first) == 1 and "sys.path.insert" in first.pop()
+    assert len({set_up(path) for path in NOTEBOOKS}) == 1
+
+
+def test_a_set_up_cell_that_cannot_install_says_so(colab, tmp_path):
+    """Without the package and outside Colab: here the address leads nowhere."""
+    uninstall(colab[0])
+    code = f"import os; os.environ['PIP_NO_INDEX'] = '1'\n{set_up(NOTEBOOKS[0]).replace(ADDRESS, str(tmp_path))}"
+    done = subprocess.run([colab[0], "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode and "ImportError" in done.stderr and "requirements.txt" in done.stderr
 
 
 @pytest.mark.slow
@@ -113,22 +138,23 @@ def test_the_whole_notebook_runs_alone(colab, path, tmp_path):
 
 def test_checkpoints_can_be_kept_on_drive(colab, tmp_path):
     """The line that stands, commented out, at the top of notebooks 2 and 4."""
-    line = "from vqlib import checkpoints; checkpoints.keep_on_drive()"
+    line = "from vqlib import checkpoints; from vqlib.notebook import setup; setup.keep_on_drive()"
     for path in NOTEBOOKS:
         if path.stem in ("02_vqvae", "04_transformer"):
-            assert "checkpoints.keep_on_drive()" in path.read_text(encoding="utf-8")
+            assert "setup.keep_on_drive()" in path.read_text(encoding="utf-8")
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {line}; print(checkpoints.runs_folder())"
-    done = subprocess.run([colab[0], "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [colab[0], "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
     assert (tmp_path / "mounted").read_text() == "/content/drive"
     assert done.stdout.splitlines()[-1] == str(Path("/content/drive/MyDrive/vqvae-from-scratch/runs"))
 
 
 def test_elsewhere_there_is_no_drive(monkeypatch):
-    from vqlib import checkpoints
+    from vqlib.notebook import setup
 
     monkeypatch.setitem(sys.modules, "google.colab", None)
     before = os.environ["VQLIB_RUNS"]
-    with pytest.raises(RuntimeError, match="only in Colab.*VQLIB_RUNS"):
-        checkpoints.keep_on_drive()
+    with pytest.raises(RuntimeError, match="Colab.*VQLIB_RUNS"):
+        setup.keep_on_drive()
     assert os.environ["VQLIB_RUNS"] == before

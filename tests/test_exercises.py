@@ -1,5 +1,6 @@
-"""The exercises: right answers are told so, wrong ones get the hint that fits, and the solutions are right."""
+"""The exercises: a right answer is called right, a wrong one gets the hint that fits, and the solutions are right."""
 
+import heapq
 import json
 import math
 import re
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqlib import exercises
+from vqlib.notebook import exercises
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling"]
@@ -91,8 +92,20 @@ def tempered(logits, T):
     return (logits / T).softmax(-1) if T else F.one_hot(logits.argmax(), 64).float()
 
 
+def huffman(shares):
+    """Lengths by joining the two rarest groups, with a heap."""
+    groups, lengths = [(share, i, [i]) for i, share in enumerate(shares)], [0] * len(shares)
+    heapq.heapify(groups)
+    while len(groups) > 1:
+        (a, i, first), (b, _, second) = heapq.heappop(groups), heapq.heappop(groups)
+        for member in first + second:
+            lengths[member] += 1
+        heapq.heappush(groups, (a + b, i, first + second))
+    return lengths
+
+
 def halves(shares):
-    """Shannon-Fano: not always the best."""
+    """Shannon and Fano's code, which isn't always the shortest."""
     lengths = [0] * len(shares)
 
     def split(group):
@@ -160,7 +173,7 @@ def nucleus_to(shares, p):
     """One too many where a sum hits p."""
     order = shares.argsort(descending=True)
     kept = torch.zeros(len(shares), dtype=torch.bool)
-    kept[order[:(shares[order].cumsum(0) <= p).sum() + 1]] = True
+    kept[order[: (shares[order].cumsum(0) <= p).sum() + 1]] = True
     return kept
 
 
@@ -169,8 +182,8 @@ def nucleus_with_ties(shares, p):
 
 
 RIGHT = {
-    "thumbnail_levels": lambda side: int(2 ** (294 / side ** 2)),
-    "huffman_lengths": lambda shares: exercises._huffman(shares),
+    "thumbnail_levels": lambda side: int(2 ** (294 / side**2)),
+    "huffman_lengths": lambda shares: huffman(shares),
     "straight_through": straight,
     "moving_average_step": step,
     "codes_of": lambda sequence: (sequence[0] - 64, sequence[1:50].reshape(7, 7)),
@@ -181,92 +194,95 @@ RIGHT = {
     "nucleus": nucleus,
 }
 WRONG = [
-    ("thumbnail_levels", lambda side: 294 / side ** 2, "2\\*\\*b levels"),
-    ("thumbnail_levels", lambda side: round(2 ** (294 / side ** 2)), "over the budget"),
-    ("thumbnail_levels", lambda side: 2 ** (294 / side ** 2), "only whole ones"),
-    ("thumbnail_levels", lambda side: 2 ** (294 // side ** 2), "need not be whole"),
-    ("thumbnail_levels", lambda side: torch.tensor(2.0) ** (294 / side ** 2), "only whole ones"),
-    ("thumbnail_levels", lambda side: 64, "For 14×14 cells you say 64"),
-    ("huffman_lengths", lambda shares: [1] * len(shares), "no names so short"),
-    ("huffman_lengths", lambda shares: [math.ceil(-math.log2(s)) for s in shares], "two \\*rarest\\*"),
-    ("huffman_lengths", halves, "two \\*rarest\\*"),
+    ("thumbnail_levels", lambda side: 294 / side**2, "2\\*\\*b"),
+    ("thumbnail_levels", lambda side: round(2 ** (294 / side**2)), "Round down"),
+    ("thumbnail_levels", lambda side: 2 ** (294 / side**2), "not a whole number"),
+    ("thumbnail_levels", lambda side: 2 ** (294 // side**2), "need not be whole"),
+    ("thumbnail_levels", lambda side: torch.tensor(2.0) ** (294 / side**2), "not a whole number"),
+    ("thumbnail_levels", lambda side: 64, "14×14 cells you say 64"),
+    ("huffman_lengths", lambda shares: [1] * len(shares), "too short"),
+    ("huffman_lengths", lambda shares: [math.ceil(-math.log2(s)) for s in shares], "rarest"),
+    ("huffman_lengths", halves, "rarest"),
     ("huffman_lengths", lambda shares: [-math.log2(s) for s in shares], "whole number of bits"),
-    ("huffman_lengths", lambda shares: sorted(exercises._huffman(shares)), "another order"),
-    ("huffman_lengths", lambda shares: [2], "one length for each"),
-    ("thumbnail_levels", lambda side: math.floor(math.exp(294 / side ** 2 * math.log(2))), "fit exactly"),
-    ("huffman_lengths", joining_the_largest, "two \\*rarest\\*"),
+    ("huffman_lengths", lambda shares: sorted(huffman(shares)), "another order"),
+    ("huffman_lengths", lambda shares: [2], "one length per share"),
+    ("thumbnail_levels", lambda side: math.floor(math.exp(294 / side**2 * math.log(2))), "2 \\*\\* bits doesn't"),
+    ("huffman_lengths", joining_the_largest, "rarest"),
     ("straight_through", overwrites, "overwrites"),
     ("straight_through", lambda z, q: q, "no gradient reaches z"),
-    ("straight_through", lambda z, q: z, "has that of z"),
+    ("straight_through", lambda z, q: z, "value of z"),
     ("straight_through", lambda z, q: z + (q - z), "no gradient reaches z|reaches q as well"),
     ("straight_through", lambda z, q: z + q - z.detach(), "reaches q as well"),
-    ("straight_through", lambda z, q: (z + (q - z)).detach(), "too much is detached"),
-    ("straight_through", lambda z, q: 2 * z + (q - 2 * z).detach(), "pass as it is"),
-    ("straight_through", lambda z, q: q[:2], "shape \\(5, 16\\), got \\(2, 16\\)"),
-    ("moving_average_step", lambda c, t, v, k, d: step(c, t, v, k, 1 - d), "share of the \\*old\\*"),
-    ("moving_average_step", step_of_means, "\\*sums\\* of the vectors"),
-    ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1]), "A code is total / count"),
-    ("moving_average_step", lambda *a: step(*a)[2], "three things"),
-    ("moving_average_step", naive_means, "\\*sums\\* of the vectors"),
-    ("moving_average_step", only_the_chosen, "no vector chose decay, too"),
+    ("straight_through", lambda z, q: (z + (q - z)).detach(), "detach too much"),
+    ("straight_through", lambda z, q: 2 * z + (q - 2 * z).detach(), "unchanged"),
+    ("straight_through", lambda z, q: q[:2], "\\(5, 16\\).*\\(2, 16\\)"),
+    ("moving_average_step", lambda c, t, v, k, d: step(c, t, v, k, 1 - d), "\\*old\\* average"),
+    ("moving_average_step", step_of_means, "\\*sums\\*"),
+    ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1]), "each code is total / count"),
+    ("moving_average_step", lambda *a: step(*a)[2], "3 things: count, total, codebook"),
+    ("moving_average_step", naive_means, "\\*sums\\*"),
+    ("moving_average_step", only_the_chosen, "should decay, too"),
     ("moving_average_step", lambda *a: step_by(*a, counted_once), "index_add_"),
     ("moving_average_step", lambda *a: step_by(*a, lambda codes, K: torch.bincount(codes)), "minlength"),
-    ("codes_of", lambda s: (s[0], s[1:50].reshape(7, 7)), "less by 64"),
+    ("codes_of", lambda s: (s[0], s[1:50].reshape(7, 7)), "subtract 64"),
     ("codes_of", lambda s: (s[0] - 64, s[2:].reshape(7, 7)), "Off by one"),
-    ("codes_of", lambda s: (s[0] - 64, s[:49].reshape(7, 7)), "is no code"),
+    ("codes_of", lambda s: (s[0] - 64, s[:49].reshape(7, 7)), "is not a code"),
     ("codes_of", lambda s: (s[0] - 64, s[1:50].reshape(7, 7).T), "Rows and columns"),
     ("codes_of", lambda s: (s[1:50].reshape(7, 7), s[0] - 64), "label first"),
-    ("codes_of", lambda s: (s[0] - 64, s[1:-1]), "shape \\(7, 7\\), got \\(49,\\)"),
+    ("codes_of", lambda s: (s[0] - 64, s[1:-1]), "\\(7, 7\\).*\\(49,\\)"),
     ("left_neighbour_nats", lambda a, b: nats(a, b, add=0.0), "add one"),
-    ("left_neighbour_nats", lambda a, b: nats(a, b, dim=0), "normalised the wrong way"),
+    ("left_neighbour_nats", lambda a, b: nats(a, b, dim=0), "normalized the wrong way"),
     ("left_neighbour_nats", lambda a, b: nats(a, b, base=2), "bits"),
-    ("left_neighbour_nats", lambda a, b: nats(a, b, first=0), "columns 1 to 6"),
+    ("left_neighbour_nats", lambda a, b: nats(a, b, first=0), "Predict columns 1 to 6"),
     ("left_neighbour_nats", lambda a, b: -nats(a, b), "sign"),
-    ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "once"), "only once"),
+    ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "once"), "accumulate=True"),
     ("left_neighbour_nats", lambda a, b: tried_on_a_table(a, b, "no keepdim"), "keepdim=True"),
-    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "wraps"), "count the training pairs, too"),
+    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "wraps"), "In training, too"),
     ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "above"), "code \\*above\\*"),
-    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "joint"), "of the \\*pair\\*"),
+    ("left_neighbour_nats", lambda a, b: pairs_nats(a, b, "joint"), "\\*pair\\*"),
     ("left_neighbour_nats", lambda a, b: 4.16, "you get 4.160 nats"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool), "nothing is masked"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(), "into the future"),
     ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(-1), "look at itself"),
-    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(1), "turn it round"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).triu(1), "Turn it round"),
     ("may_look", lambda T: torch.full((T, T), -torch.inf).triu(1), "True and False"),
     ("may_look", lambda T: torch.ones(T, T).tril(), "True and False"),
-    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(1), "it should be"),
-    ("may_look", lambda T: torch.eye(T, dtype=torch.bool), "it should be"),
-    ("attend_one_more", lambda *a: attend(*a, scale=0), "by √d"),
-    ("attend_one_more", lambda *a: attend(*a, scale=1), "not d"),
+    ("may_look", lambda T: torch.ones(T, T, dtype=torch.bool).tril(1), "the mask should be"),
+    ("may_look", lambda T: torch.eye(T, dtype=torch.bool), "the mask should be"),
+    ("attend_one_more", lambda *a: attend(*a, scale=0), "forgot.*√d"),
+    ("attend_one_more", lambda *a: attend(*a, scale=1), "√d, not d"),
     ("attend_one_more", lambda *a: attend(*a, late=True), "append before you look"),
     ("attend_one_more", append_late, "append before you look"),
-    ("attend_one_more", lambda q, k, v, keys, values: (v, keys, values), "\\(1, 16\\), got \\(0, 16\\)"),
+    ("attend_one_more", lambda q, k, v, keys, values: (v, keys, values), "keys.*\\(1, 16\\).*\\(0, 16\\)"),
     ("attend_one_more", lambda *a: attend_by_library(*a, is_causal=True), "is_causal=True"),
     ("attend_one_more", lambda *a: attend_by_library(*a, scale=0.25), "not always 16"),
-    ("attend_one_more", lambda q, k, v, keys, values: attend(q, k, v, keys, values.flip(0)), "values: those that were"),
-    ("attend_one_more", lambda *a: (attend(*a)[0].flip(0), *attend(*a)[1:]), "Token 0 should get"),
-    ("at_temperature", lambda logits, T: (logits / max(T, 1e-3)).softmax(-1), "not yet 0"),
+    ("attend_one_more", lambda q, k, v, keys, values: attend(q, k, v, keys, values.flip(0)), "values should be"),
+    ("attend_one_more", lambda *a: (attend(*a)[0].flip(0), *attend(*a)[1:]), "output of token 0"),
+    ("at_temperature", lambda logits, T: (logits / max(T, 1e-3)).softmax(-1), "tiny T isn't 0"),
     ("at_temperature", lambda logits, T: tempered(logits, T * T), "At T = 0.5 the likeliest code should have"),
-    ("at_temperature", lambda logits, T: (logits / T).exp() / (logits / T).exp().sum() if T else tempered(logits, 0),
-     "overflows"),
+    (
+        "at_temperature",
+        lambda logits, T: (logits / T).exp() / (logits / T).exp().sum() if T else tempered(logits, 0),
+        "overflows",
+    ),
     ("at_temperature", lambda logits, T: tempered(logits, T).log(), "negative"),
     ("at_temperature", lambda logits, T: (logits * T).softmax(-1), "You multiply by T"),
-    ("at_temperature", lambda logits, T: (logits / T).softmax(-1), "division by zero"),
+    ("at_temperature", lambda logits, T: (logits / T).softmax(-1), "divide by zero"),
     ("at_temperature", lambda logits, T: logits.softmax(-1) / (T or 1), "before the softmax"),
-    ("nucleus", lambda shares, p: nucleus(shares, p, before=False), "the code that crosses p"),
-    ("at_temperature", lambda logits, T: (logits / (T or 1)).softmax(-1), "on the likeliest"),
-    ("at_temperature", lambda logits, T: (logits / T).softmax(-1) if T else None, "not for all"),
+    ("nucleus", lambda shares, p: nucleus(shares, p, before=False), "crosses p"),
+    ("at_temperature", lambda logits, T: (logits / (T or 1)).softmax(-1), "all the probability"),
+    ("at_temperature", lambda logits, T: (logits / T).softmax(-1) if T else None, "for others it returns None"),
     ("nucleus", lambda shares, p: shares * nucleus(shares, p), "True and False"),
-    ("nucleus", nucleus_to, "where 2 reach p"),
-    ("nucleus", nucleus_with_ties, "equally likely"),
-    ("nucleus", lambda shares, p: shares > 0, "where 2 reach p"),
-    ("nucleus", lambda shares, p: nucleus(shares, p).sort(descending=True).values, "back to where they stood"),
-    ("nucleus", lambda shares, p: nucleus(shares.flip(0), p), "less than p|aren't the likeliest"),
+    ("nucleus", nucleus_to, "2 would reach p"),
+    ("nucleus", nucleus_with_ties, "Of equal ones"),
+    ("nucleus", lambda shares, p: shares > 0, "2 would reach p"),
+    ("nucleus", lambda shares, p: nucleus(shares, p).sort(descending=True).values, "Undo the sorting"),
+    ("nucleus", lambda shares, p: nucleus(shares.flip(0), p), "less than p|not the likeliest"),
 ]
 ALSO_RIGHT = [
-    ("thumbnail_levels", lambda side: torch.tensor(2 ** (294 / side ** 2)).floor()),
-    ("thumbnail_levels", lambda side: 2 ** (294 / side ** 2) // 1),
-    ("huffman_lengths", lambda shares: torch.tensor(exercises._huffman(shares))),
+    ("thumbnail_levels", lambda side: torch.tensor(2 ** (294 / side**2)).floor()),
+    ("thumbnail_levels", lambda side: 2 ** (294 / side**2) // 1),
+    ("huffman_lengths", lambda shares: torch.tensor(huffman(shares))),
     ("left_neighbour_nats", lambda a, b: torch.tensor(nats(a, b))),
     ("may_look", lambda T: torch.ones(T, T).tril() > 0),
     ("attend_one_more", attend_by_library),

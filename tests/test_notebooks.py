@@ -47,7 +47,7 @@ def test_committed_with_the_outputs_of_one_full_run(path):
     assert not [o for o in outputs if o.get("name") == "stderr"]
     assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     assert "widgets" not in notebook["metadata"]
-    assert "EMBEDDED SAMPLE" not in json.dumps(outputs, ensure_ascii=False), "run on the real data before committing"
+    assert "MINI SET" not in json.dumps(outputs, ensure_ascii=False), "run on the real data before committing"
 
 
 @each_notebook
@@ -106,12 +106,12 @@ def fast_environment(tmp_path):
     return reader, env | {"VQLIB_FAST": "1", "VQLIB_RUNS": str(reader), "JUPYTER_PLATFORM_DIRS": "1"}
 
 
-@each_notebook
-def test_runs_fast_with_the_same_tagged_outputs(path, tmp_path):
+def test_they_run_fast_with_the_same_tagged_outputs(tmp_path):
+    """All of them, once, one after the other."""
     reader, env = fast_environment(tmp_path)
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-cell-timeout=300", "-q",
-               "-p", "no:cacheprovider", "--rootdir", str(ROOT / "notebooks"), "-c", os.devnull, str(path)]
-    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    nbval = ["--nbval-lax", "--nbval-cell-timeout=300", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    command = [sys.executable, "-m", "pytest", *nbval, "--rootdir", str(ROOT / "notebooks"), *map(str, NOTEBOOKS)]
+    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert [p.name for p in reader.iterdir()] == ["vqvae.safetensors"]
 
@@ -123,13 +123,24 @@ def test_nbconvert_executes_from_any_folder(tmp_path, where):
     reader, env = fast_environment(tmp_path)
     folder = ROOT / "notebooks" if where == "notebooks" else tmp_path / "elsewhere"
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--execute", "--output-dir", str(tmp_path / "out"),
-               f"--ExecutePreprocessor.cwd={folder}", str(ROOT / "notebooks" / "03_tokens.ipynb")]
+    command = [
+        sys.executable,
+        "-m",
+        "nbconvert",
+        "--to",
+        "html",
+        "--execute",
+        "--output-dir",
+        str(tmp_path / "out"),
+        f"--ExecutePreprocessor.cwd={folder}",
+        str(ROOT / "notebooks" / "03_tokens.ipynb"),
+    ]
     run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-4000:]
     assert "nats per code" in (tmp_path / "out" / "03_tokens.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["02_vqvae", "04_transformer"])
 def test_the_train_switch_trains_and_the_notebook_uses_what_it_trained(name, tmp_path):
     import nbformat
@@ -140,7 +151,7 @@ def test_the_train_switch_trains_and_the_notebook_uses_what_it_trained(name, tmp
     switch.source = switch.source.replace("TRAIN = False", "TRAIN = True")
     last = max(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and "if TRAIN" in cell.source)
     listing = "from vqlib import checkpoints\nprint(*checkpoints.runs_folder().iterdir())"
-    notebook.cells = notebook.cells[:last + 1] + [nbformat.v4.new_code_cell(listing)]
+    notebook.cells = notebook.cells[: last + 1] + [nbformat.v4.new_code_cell(listing)]
     reader, env = fast_environment(tmp_path)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute(env=env)

@@ -1,4 +1,4 @@
-"""Figures: what they show is what they were given, on one fixed scale."""
+"""Figures show what they were given, on one fixed scale."""
 
 import inspect
 import io
@@ -9,10 +9,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vqlib import plots
+from vqlib.notebook import plots
 
 
-def test_ancestor_defect_8_pictures_are_not_rescaled_one_by_one():
+def test_original_defect_8_pictures_are_not_rescaled_one_by_one():
     dim = torch.full((2, 1, 28, 28), -0.5)
     dim[:, :, 10:18, 10:18] = 0.0  # nothing white in it: a plot that stretches each picture would make it white
     figure = plots.picture_rows([dim, dim], ["a", "b"])
@@ -38,7 +38,7 @@ CASES = {
     "curves": ({"a": ([1, 2], [3, 4])}, "x", "y"),
     "histories": ({"a": [{"step": 1, "mse": 0.1}, {"step": 2, "mse": 0.2}]}, ("mse",), ("MSE",), ("log",)),
     "bars": ({"a": torch.rand(5), "b": torch.rand(5)}, "x", "y"),
-    "voronoi": (torch.randn(20, 2), torch.randn(3, 2), "codes"),
+    "voronoi": (torch.randn(20, 2), {"codes": torch.randn(3, 2)}),
     "token_map": (PICTURES[:1], torch.zeros(1, 7, 7, dtype=torch.int64)),
     "palette": (torch.zeros(5, 1, 4, 4),),
     "heat_maps": ([torch.rand(7, 7)], ["map"], "nats"),
@@ -52,11 +52,17 @@ CASES = {
 
 def test_levels_are_drawn_and_named():
     curves = plots.curves({"a": ([1, 2], [3, 4])}, "x", "y", levels={"chance": 4.16})
-    bars = plots.bars({"a": torch.rand(5)}, "x", "y", level=("even", 0.2))
+    bars = plots.bars({"a": torch.rand(5)}, "x", "y", levels={"even": 0.2})
     for figure, name, at in ((curves, "chance", 4.16), (bars, "even", 0.2)):
         axis = figure.axes[0]
         assert name in [text.get_text() for text in axis.get_legend().get_texts()]
         assert [line.get_ydata()[0] for line in axis.lines if line.get_label() == name] == [at]
+
+
+def test_a_map_of_codes_has_a_column_for_each_of_k_codes():
+    for K in (32, 64, 256):
+        axis = plots.class_code_map(torch.rand(10, K)).axes[0]
+        assert axis.images[0].get_array().shape == (10, K) and list(axis.get_xticks()) == list(range(0, K, K // 8))
 
 
 def test_heat_maps_frame_the_cell_in_each():
@@ -64,7 +70,7 @@ def test_heat_maps_frame_the_cell_in_each():
         assert [patch.get_xy() for patch in axis.patches] == [(4.5, 2.5)]
 
 
-def test_the_receptive_field_frames_the_cell_and_all_that_it_sees():
+def test_the_receptive_field_frames_the_cell_and_what_it_sees():
     influence = torch.zeros(28, 28)
     influence[5:20, 3:27] = 1.0
     cell, seen = plots.receptive_field(influence, (2, 4)).axes[0].patches
@@ -73,8 +79,11 @@ def test_the_receptive_field_frames_the_cell_and_all_that_it_sees():
 
 
 def test_every_figure_function_has_a_case():
-    public = {n for n, f in inspect.getmembers(plots, inspect.isfunction)
-              if f.__module__ == plots.__name__ and not n.startswith("_")}
+    public = {
+        n
+        for n, f in inspect.getmembers(plots, inspect.isfunction)
+        if f.__module__ == plots.__name__ and not n.startswith("_")
+    }
     assert public - {"tile"} == set(CASES)
 
 
@@ -91,19 +100,21 @@ def test_bars_are_sorted_and_a_dead_code_is_drawn_as_such():
     figure = plots.bars({"a": [0.1, 0.7, 0.2]}, "x", "y")
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.7, 0.2, 0.1]
     codebook = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
-    assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), codebook, "toy").axes[0].get_title()
+    assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), {"toy": codebook}).axes[0].get_title()
 
 
 def test_the_trade_has_a_line_for_each_knob_and_the_unguided_point_begins_the_guided_line():
-    points = [{"temperature": t, "guidance": w, "agreement": w / 10, "coverage": t}
-              for t, w in ((1.0, 1.0), (0.5, 1.0), (1.0, 3.0), (1.0, 2.0))]
+    points = [
+        {"temperature": t, "guidance": w, "agreement": w / 10, "coverage": t}
+        for t, w in ((1.0, 1.0), (0.5, 1.0), (1.0, 3.0), (1.0, 2.0))
+    ]
     lines = plots.trade(points).axes[0].get_lines()
     assert [line.get_label() for line in lines] == ["no guidance, by temperature", "T = 1, by guidance"]
     assert [list(line.get_xdata()) for line in lines] == [[0.5, 1.0], [1.0, 1.0, 1.0]]
     assert list(lines[1].get_ydata()) == [0.1, 0.2, 0.3]
 
 
-def test_seeds_shows_each_seed_and_their_mean():
+def test_seeds_shows_each_seed_and_the_mean():
     figure = plots.seeds({"a": {"mse": [0.1, 0.3]}, "b": {"mse": [0.5]}}, {"mse": "MSE"}, scales={"mse": 10})
     dots_a, mean_a, dots_b, mean_b = figure.axes[0].get_lines()
     assert list(dots_a.get_xdata()) == [1, 3] and list(mean_a.get_xdata()) == [2, 2]

@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from vqlib import checkpoints, data, training
+from vqlib import checkpoints, data, load_pair, records, training
 from vqlib.transformer import TransformerConfig
 from vqlib.vqvae import VQVAEConfig
 
@@ -29,32 +30,37 @@ def test_table_is_what_the_shipped_files_say():
 def test_what_it_says_of_the_shipped_runs_own_time_is_in_their_files():
     seconds = checkpoints.load_transformer(shipped=True).info["history"]["seconds"]
     assert f"the shipped Transformer itself took {seconds / 60:.0f} minutes" in README
-    assert abs(checkpoints.load_scorecard()["seconds"] / 60 - 45) < 5
-    assert "`--ancestor-run runs/ancestor`; 45 minutes" in README
+    assert abs(records.load_scorecard()["seconds"] / 60 - 45) < 5
+    assert "`--original-run runs/original`; 45 minutes" in README
 
 
-def test_python_block_runs(tmp_path):
+def test_the_three_lines_and_the_command_draw_the_same_boots(tmp_path):
     block = re.search(r"```python\n(.*?)```", README, flags=re.S)[1]
+    assert len([line for line in block.splitlines() if line]) == 3
     subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=120)
-    assert (tmp_path / "boots.png").stat().st_size > 1000
+    drawn = (tmp_path / "boots.png").read_bytes()
+    (tmp_path / "boots.png").unlink()
+    command = shlex.split(re.search(r"`vqlib (generate .*?)`", README)[1])
+    subprocess.run([sys.executable, "-m", "vqlib", *command], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "boots.png").read_bytes() == drawn and len(drawn) > 1000
 
 
 def test_the_block_for_pictures_of_ones_own_runs(tmp_path, monkeypatch):
     block = re.findall(r"```python\n(.*?)```", README, flags=re.S)[1]
     monkeypatch.chdir(tmp_path)
-    for name, model in (("BEST_VQVAE", VQVAEConfig(channels=8, ema=True)),
-                        ("BEST_TRANSFORMER", TransformerConfig(d_model=16, n_heads=2, n_layers=1))):
+    vqvae, transformer = VQVAEConfig(channels=8, quantizer="ema"), TransformerConfig(d_model=16, n_heads=2, n_layers=1)
+    for name, model in (("BEST_VQVAE", vqvae), ("BEST_TRANSFORMER", transformer)):
         recipe = dataclasses.replace(getattr(training, name), epochs=1, warmup_steps=1, model=model)
         monkeypatch.setattr(training, name, recipe)
-    sample = data.load_sample("test")
-    exec(block, {"pixels": sample.pixels, "labels": sample.labels})
-    vqvae = checkpoints.load_vqvae(tmp_path / "mine" / "vqvae.safetensors")
-    assert checkpoints.load_transformer(tmp_path / "mine" / "transformer.safetensors", vqvae=vqvae).info["history"]
+    mini = data.load_mini("test")
+    exec(block, {"pixels": mini.pixels, "labels": mini.labels})
+    assert load_pair("mine").generate("Bag", n=2).shape == (2, 1, 28, 28)
 
 
 def test_links_and_commands_exist():
-    for link in re.findall(r"\]\(([^)#]+?)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+    for name in ("README.md", "CONTRIBUTING.md", "SCALING.md", "CHANGELOG.md"):
+        for link in re.findall(r"\]\(([^)#]+?)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert link.startswith("http") or (ROOT / link).exists(), f"{name}: {link}"
     for script in re.findall(r"python (tools/\w+\.py)", README):
         assert (ROOT / script).is_file()
 

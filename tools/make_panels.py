@@ -1,6 +1,6 @@
 """Draw notebooks/panels.png, the README's picture of two panels: notebook 05 in JupyterLab, in headless Chromium.
 
-    python tools/make_panels.py
+python tools/make_panels.py
 """
 
 import io
@@ -16,7 +16,7 @@ import lab  # noqa: E402
 
 with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, _), lab.page(address) as page:
     lab.run_all(page, address, "05_sampling.ipynb")
-    writing, editor = (lab.panel(page, code) for code in ("writing = widgets", "editor = widgets"))
+    writing, editor = (lab.panel(page, code) for code in ("writing = panels", "editor = panels"))
     for _ in range(24):
         lab.press(writing, "codes written", "ArrowRight")
     lab.press(editor, "cell", "Home")

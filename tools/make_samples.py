@@ -1,18 +1,14 @@
-"""Draw the README's picture: ten classes, eight samples each, temperature 0.8, seed 0, the first eight, none chosen.
+"""Draw the README's picture: the first eight samples of each class at temperature 0.8 and seed 0, none of them chosen.
 
-    python tools/make_samples.py
+python tools/make_samples.py
 """
 
 from pathlib import Path
 
-import torch
+import vqlib
+from vqlib.notebook import plots
 
-from vqlib import checkpoints, plots, sampling
-
-vqvae, transformer = checkpoints.load_vqvae(shipped=True), checkpoints.load_transformer(shipped=True)
-labels = torch.arange(10).repeat_interleave(8)
-codes = sampling.sample(transformer, labels, temperature=0.8, generator=torch.Generator().manual_seed(0))
-figure = plots.class_grid(vqvae.decode(codes), each=8)
+images = vqlib.load_pair(shipped=True).generate(range(10), n=8, temperature=0.8, seed=0)
 path = Path(__file__).parent.parent / "notebooks" / "samples.png"
-figure.savefig(path, dpi=100)
+plots.class_grid(images, each=8).savefig(path, dpi=100)
 print(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,6 +1,6 @@
-"""Draw notebooks/writing.gif: the README's ten pictures, one a class, being written code by code.
+"""Draw notebooks/writing.gif: ten pictures, one per class, as they are written code by code.
 
-    python tools/make_writing.py
+python tools/make_writing.py
 """
 
 from pathlib import Path
@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vqlib import checkpoints, data, interactive, plots
+import vqlib
+from vqlib import data
+from vqlib.notebook import plots
+from vqlib.notebook.panels.writing import trace, usual_codes
 
-vqvae, transformer = checkpoints.load_vqvae(shipped=True), checkpoints.load_transformer(shipped=True)
-usual = interactive.usual_codes(vqvae, data.load_sample("train"))
-traces = [interactive.trace(transformer, vqvae, usual, label, temperature=0.8, seed=0) for label in range(10)]
+pair = vqlib.load_pair(shipped=True)
+usual = usual_codes(pair.vqvae, data.load_mini("train"))
+traces = [trace(pair, usual, label, temperature=0.8, seed=0) for label in range(10)]
 frames = []
 for t in range(50):
     written = (torch.arange(49) < t).reshape(7, 7).repeat_interleave(4, 0).repeat_interleave(4, 1)
     images = torch.stack([trace.pictures[t] for trace in traces])
-    images = torch.where(written, images, (images + 1) * 0.25 - 1)  # dimmed: not yet written, the class's usual codes
+    images = torch.where(written, images, (images + 1) * 0.25 - 1)  # cells still to come: the usual codes, dimmed
     pixels = ((torch.as_tensor(plots.tile(images, 10)).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     frame = Image.fromarray(pixels)
     frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST).quantize(24))

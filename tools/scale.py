@@ -1,6 +1,6 @@
-"""What the training of DALL·E 1 would take, from its paper and from the shipped weights: the figures of SCALING.md.
+"""What training DALL·E 1 would take, from its paper and from the shipped weights: the figures of SCALING.md.
 
-    python tools/scale.py
+python tools/scale.py
 """
 
 import json

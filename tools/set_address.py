@@ -1,6 +1,6 @@
 """Set the repository's address in pyproject.toml, the README, and every notebook's badge and set-up cell.
 
-    python tools/set_address.py https://github.com/NAME/REPOSITORY
+python tools/set_address.py https://github.com/NAME/REPOSITORY
 """
 
 import re
@@ -19,7 +19,8 @@ def main(address):
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
         sys.exit(f"expected an address like https://github.com/name/repository, got {address}")
     old, new = (a.removeprefix("https://github.com/") for a in (current(), address))
-    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]:
+    files = [ROOT / name for name in ("pyproject.toml", "README.md", "CITATION.cff")]
+    for path in [*files, *(ROOT / "notebooks").glob("*.ipynb")]:
         path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     print(f"{old} -> {new}")
 

@@ -1,230 +1,225 @@
-"""The scorecard: one command that scores a trained pair, prints at most ten rows and writes everything as JSON.
+"""The scorecard: score a trained pair on the test set, print ten rows, write all figures as JSON (notebook 06).
 
-    python -m vqlib.scorecard                          # the reader's own pair, or the shipped one; into runs/
-    python -m vqlib.scorecard --ancestor-run runs/ancestor     # with the ancestor's recipe beside it, trained before
+    python -m vqlib.scorecard                                  # your own pair, or the shipped one
+    python -m vqlib.scorecard --original-run runs/original     # with a run of the original recipe beside it
 
-Whatever is chosen is chosen on other pictures than the test set's; the README says where it was seen before the final
-recipes. The chart of knobs, from which the recommended guidance was chosen, compares with training pictures.
+Every choice was made on other pictures than these. The chart of knobs, which the guidance was chosen from, compares
+with training pictures.
 """
 
 import argparse
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from vqlib import checkpoints, data, evaluation, training
-from vqlib.classifier import accuracy, judge
+from vqlib import checkpoints, data, evaluation, records, sources, training
+from vqlib.baselines import Histogram
+from vqlib.classifier import accuracy, classify
+from vqlib.pair import Pair, load_pair, seeded
 from vqlib.sampling import sample
-from vqlib.tokens import NUM_CLASSES, Histogram, encode_pixels
+from vqlib.tokens import Vocabulary, encode_pixels
 
-GUIDANCE, MILD = 2.0, 1.5  # recommended, from the chart: at T = 0.8 for clear pictures, at T = 1 for variety
-KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0), f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE),
-         f"T = 1, guidance {MILD:g}": (1.0, MILD)}
-CHART = ([(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)] + [(0.8, w) for w in (1.5, 2.0, 3.0, 5.0)]
-         + [(1.0, w) for w in (1.5, 2.0)])  # (temperature, guidance)
-
-
-def balanced(dataset, n):
-    """The first n / 10 pictures of each class, in the data set's own order: nothing chosen."""
-    return dataset.subset(torch.cat([(dataset.labels == c).nonzero()[:n // 10, 0] for c in range(NUM_CLASSES)]))
+GUIDANCE, MILD = 2.0, 1.5  # recommended by the chart: at T = 0.8 for clear pictures, at T = 1 for variety
+KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0)}  # (temperature, guidance)
+KNOBS |= {f"T = {T:g}, guidance {w:g}": (T, w) for T, w in ((0.8, GUIDANCE), (1.0, MILD))}
+CHART = [(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)]
+CHART += [(T, w) for T, guidances in ((0.8, (1.5, 2.0, 3.0, 5.0)), (1.0, (1.5, 2.0))) for w in guidances]
 
 
-def shuffled(dataset):
-    return dataset.subset(torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)))
+def balanced(dataset, n, shuffled=False):
+    """The first n / 10 pictures of each class, in the order of the data set: nothing is chosen."""
+    index = torch.cat([(dataset.labels == label).nonzero()[: n // 10, 0] for label in range(10)])
+    return dataset.subset(index[torch.randperm(len(index), generator=seeded(0))] if shuffled else index)
 
 
-def write(transformer, n, temperature, guidance, batch_size=500, progress=False, seed=0):
-    """n samples, the classes in turn, from one random seed, none chosen: (n, 7, 7) codes on the CPU and (n,) labels."""
-    labels, generator = torch.arange(n) % NUM_CLASSES, torch.Generator().manual_seed(seed)
-    parts = tqdm(labels.split(batch_size), desc=f"sampling at {temperature:g}, guidance {guidance:g}",
-                 disable=not progress)
-    return torch.cat([sample(transformer, part, temperature, guidance=guidance, generator=generator).cpu()
-                      for part in parts]), labels
+def draw(pair, n, temperature, guidance, seed=0, batch_size=500, progress=False):
+    """n samples of one seed, the classes in turn, none chosen: (n, 1, 28, 28) images on the CPU, and (n,) labels."""
+    labels, generator = torch.arange(n) % pair.transformer.config.vocabulary.num_classes, seeded(seed)
+    words, codes = f"sampling at {temperature:g}, guidance {guidance:g}", []
+    for part in tqdm(labels.split(batch_size), desc=words, disable=not progress):
+        knobs = {"temperature": temperature, "guidance": guidance, "generator": generator}
+        codes.append(sample(pair.transformer, part, **knobs))
+    return evaluation.reconstruct(pair.vqvae, torch.cat(codes)), labels
 
 
 class Referee:
-    """What the samples of all generators are compared with: real pictures, and the judge's features of them."""
+    """What the samples of all generators are held against: real pictures, and the judge's features of them."""
 
-    def __init__(self, classifier, train, test, score=training.SCORE, progress=False):
-        self.classifier, self.train, self.test, self.score, self.progress = classifier, train, test, score, progress
-        _, self.features = judge(classifier, data.to_images(test.pixels))
+    def __init__(self, judge, train, test, score=training.SCORE, progress=False):
+        self.judge, self.train, self.test, self.score, self.progress = judge, train, test, score, progress
+        self.features = classify(judge, data.to_images(test.pixels))[1]
 
-    def measure(self, images, labels, score=True, nearest=True):
-        """Figures of any set of pictures of known class, a dict of plain numbers.
+    def measure(self, images, labels):
+        """fid and coverage against the test pictures, and how often the judge sees the class; plain numbers.
 
-        images: (N, 1, 28, 28) float in [-1, 1], labels: (N,). fid, coverage: against the test pictures. agreement:
-        how often the judge sees the class. classification_accuracy_score: of a classifier trained on these pictures
-        alone, on the test pictures (Ravuri and Vinyals, arXiv 1905.10887). nearest: the mean over 1,000 of them of the
-        MSE to the nearest training picture, and the least.
+        images: (N, 1, 28, 28) float in [-1, 1]. labels: (N,) int64, what they should show.
         """
-        log_probs, features = judge(self.classifier, images)
-        by_class = evaluation.agreement(log_probs, labels)
-        figures = {"pictures": len(images), "fid": evaluation.frechet_distance(features, self.features),
-                   "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
-                   "agreement_by_class": [round(x, 4) for x in by_class.tolist()],
-                   "coverage": evaluation.coverage(self.features[:len(images)], features)}
-        if score:
-            figures["classification_accuracy_score"] = self.accuracy_score(images, labels)
-        if nearest:
-            _, distance = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
-            figures |= {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item()}
-        return figures
+        log_probs, features = classify(self.judge, images)
+        return {
+            "pictures": len(images),
+            "fid": evaluation.frechet_distance(features, self.features),
+            "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
+            "agreement_by_class": [round(x, 4) for x in evaluation.agreement(log_probs, labels).tolist()],
+            "coverage": evaluation.coverage(self.features[: len(images)], features),
+        }
 
     def accuracy_score(self, images, labels):
-        """Accuracy on the test pictures of a classifier that was trained on these pictures alone."""
+        """The accuracy on the test pictures of a classifier trained on these pictures alone (arXiv 1905.10887)."""
         pictures = data.Dataset(data.to_pixels(images), labels, "samples")
-        return accuracy(training.train_classifier(self.score, pictures, progress=self.progress), self.test)
+        model = training.train_classifier(self.score, pictures, progress=self.progress)
+        return {"classification_accuracy_score": accuracy(model, self.test)}
+
+    def nearest(self, images):
+        """The mean and the least MSE between the first 1,000 images and the training picture nearest to each."""
+        _, distance = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
+        return {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item()}
+
+    def all_figures(self, images, labels):
+        return self.measure(images, labels) | self.accuracy_score(images, labels) | self.nearest(images)
 
     def references(self):
-        """Real training pictures, as many as there are test pictures, measured as if they were samples."""
-        real = shuffled(balanced(self.train, len(self.test)))
-        figures = self.measure(data.to_images(real.pixels), real.labels, nearest=False)
-        _, distance = evaluation.nearest_neighbours(data.to_images(self.test.pixels[:1000]), self.train.pixels)
-        return figures | {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item(),
-                          "judge_accuracy": accuracy(self.classifier, self.test)}
+        """As many real training pictures as there are test pictures, measured as if they were samples."""
+        real = balanced(self.train, len(self.test), shuffled=True)
+        images = data.to_images(real.pixels)
+        figures = self.measure(images, real.labels) | self.accuracy_score(images, real.labels)
+        figures |= self.nearest(data.to_images(self.test.pixels))
+        return figures | {"judge_accuracy": accuracy(self.judge, self.test)}
 
 
-def score_pair(vqvae, transformer, referee, n=10_000, knobs=KNOBS, bayes=2000):
-    """All figures of a tokenizer and the Transformer that learned its codes: a dict, as it goes into the JSON."""
-    test = referee.test
-    codes = encode_pixels(vqvae, test.pixels)
-    reconstructions = evaluation.reconstruct(vqvae, codes)
-    few = balanced(test, bayes)
+def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
+    """All figures of a pair: a dict, as it goes into the JSON."""
+    (vqvae, transformer), test = pair, referee.test
+    codes, few, copied = encode_pixels(vqvae, test.pixels), balanced(test, bayes), balanced(referee.train, n, True)
     guess = evaluation.bayes_classes(transformer, encode_pixels(vqvae, few.pixels))
-    figures = {"tokenizer": evaluation.evaluate_vqvae(vqvae, test),
-               "reconstructions": referee.measure(reconstructions, test.labels, score=False),  # they are the test set
-               "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
-               "bayes_accuracy": (guess == few.labels).float().mean().item(), "bayes_pictures": len(few), "samples": {}}
-    copied = shuffled(balanced(referee.train, n))  # what a classifier can learn from the tokenizer's best
-    copies = evaluation.reconstruct(vqvae, encode_pixels(vqvae, copied.pixels))
-    figures["training_reconstructions"] = {
-        "classification_accuracy_score": referee.accuracy_score(copies, copied.labels)}
+    copies = evaluation.reconstruct(vqvae, codes)  # no accuracy score: it would train on the test pictures
+    best = evaluation.reconstruct(vqvae, encode_pixels(vqvae, copied.pixels))  # what the tokenizer allows
+    figures = {
+        "tokenizer": evaluation.evaluate_vqvae(vqvae, test),
+        "reconstructions": referee.measure(copies, test.labels) | referee.nearest(copies),
+        "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
+        "bayes_accuracy": (guess == few.labels).float().mean().item(),
+        "bayes_pictures": len(few),
+        "samples": {},
+        "training_reconstructions": referee.accuracy_score(best, copied.labels),
+    }
     for name, (temperature, guidance) in knobs.items():
-        if guidance != 1 and not transformer.info["recipe"].get("drop_class"):
-            continue
-        began = time.perf_counter()
-        codes, labels = write(transformer, n, temperature, guidance, progress=referee.progress)
-        seconds = time.perf_counter() - began
-        figures["samples"][name] = referee.measure(evaluation.reconstruct(vqvae, codes), labels) | {
-            "temperature": temperature, "guidance": guidance, "seconds": round(seconds, 1)}
+        if guidance == 1 or getattr(transformer, "info", {}).get("recipe", {}).get("drop_class"):
+            began = time.perf_counter()
+            images, labels = draw(pair, n, temperature, guidance, progress=referee.progress)
+            how = {"temperature": temperature, "guidance": guidance, "seconds": round(time.perf_counter() - began, 1)}
+            figures["samples"][name] = referee.all_figures(images, labels) | how
     return figures
 
 
 def score_naive(vqvae, referee, n=10_000):
-    """The generators that know nothing: uniform codes, and each position drawn alone from its class's histogram."""
-    codes, labels = encode_pixels(vqvae, referee.train.pixels), torch.arange(n) % NUM_CLASSES
-    test_codes, generator = encode_pixels(vqvae, referee.test.pixels), torch.Generator().manual_seed(0)
-    histogram = Histogram.fit(codes, referee.train.labels)
-    uniform = Histogram(torch.full_like(histogram.log_probs, 1 / 64).log())
-    card = {}
+    """Generators that know next to nothing: uniform codes, and each position drawn from its class's histogram."""
+    codes, test_codes = (encode_pixels(vqvae, part.pixels) for part in (referee.train, referee.test))
+    histogram = Histogram.fit(codes, referee.train.labels, vocabulary=Vocabulary(vqvae.config.num_codes))
+    uniform = Histogram(torch.full_like(histogram.log_probs, 1 / vqvae.config.num_codes).log())
+    card, labels, generator = {}, torch.arange(n) % len(histogram.log_probs), seeded(0)
     for name, model in (("uniform codes", uniform), ("histogram", histogram)):
-        figures = referee.measure(evaluation.reconstruct(vqvae, model.sample(labels, generator)), labels)
-        card[name] = {"likelihood": {"nats_per_code": model.nats_per_code(test_codes, referee.test.labels)},
-                      "samples": {knob: figures for knob in list(KNOBS)[:2]}}  # they have no temperature
+        figures = referee.all_figures(evaluation.reconstruct(vqvae, model.sample(labels, generator)), labels)
+        nats = model.nats_per_code(test_codes, referee.test.labels)
+        samples = {knob: figures for knob in list(KNOBS)[:2]}  # they have no temperature
+        card[name] = {"likelihood": {"nats_per_code": nats}, "samples": samples}
     return card
 
 
-def chart(vqvae, transformer, classifier, train, n=2000, points=CHART, progress=False):
-    """Agreement against coverage over temperature and guidance, beside n training pictures: a list of dicts."""
-    real, rows = balanced(train, n), []
-    _, features = judge(classifier, data.to_images(real.pixels))
+def chart(pair: Pair, judge, train, n=2000, points=CHART, progress=False):
+    """Agreement against coverage over temperature and guidance, held against n training pictures: a list of dicts."""
+    referee, rows = Referee(judge, train, balanced(train, n)), []
     for temperature, guidance in points:
-        codes, labels = write(transformer, n, temperature, guidance, progress=progress, seed=1)
-        log_probs, made = judge(classifier, evaluation.reconstruct(vqvae, codes))
-        rows.append({"temperature": temperature, "guidance": guidance,
-                     "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
-                     "coverage": evaluation.coverage(features, made),
-                     "fid": evaluation.frechet_distance(made, features)})
+        figures = referee.measure(*draw(pair, n, temperature, guidance, seed=1, progress=progress))
+        kept = {name: figures[name] for name in ("agreement", "coverage", "fid")}
+        rows.append({"temperature": temperature, "guidance": guidance, **kept})
     return rows
 
 
 def table(card):
-    """The card as Markdown, a column a generator: at most ten rows."""
-    real, columns = card["real pictures"], card["generators"]
-    plain, _, guided, _ = KNOBS
+    """The card as Markdown: ten rows, and a column per generator."""
+    fid, share, score = "{:.2f}", "{:.1%}", "classification_accuracy_score"
+    free, cool, guided, _ = (("samples", knob) for knob in KNOBS)
+    rows = [  # name, what stands under "real" or which of its figures, which figure of a generator, format
+        ("MSE, pixels in [0, 1]", "0", ("tokenizer", "mse"), "{:.5f}"),
+        (f"perplexity of the codes, of {card['num_codes']}", "–", ("tokenizer", "perplexity"), "{:.1f}"),
+        ("FID ¹ of reconstructions", ["fid"], ("reconstructions", "fid"), fid),
+        ("nats per code ²", "–", ("likelihood", "nats_per_code"), "{:.3f}"),
+        ("class by Bayes' rule", "–", ("bayes_accuracy",), share),
+        ("FID ¹ of samples, T = 1", ["fid"], (*free, "fid"), fid),
+        ("class agreement, T = 0.8", ["judge_accuracy"], (*cool, "agreement"), share),
+        (f"the same, guidance {GUIDANCE:g}", "–", (*guided, "agreement"), share),
+        ("coverage, T = 1", ["coverage"], (*free, "coverage"), share),
+        ("classification accuracy score, T = 1", [score], (*free, score), share),
+    ]
 
-    def cell(figures, *keys, form="{:.3f}", missing="–"):
+    def cell(figures, keys, form):
         for key in keys:
             figures = figures.get(key) if isinstance(figures, dict) else None
-        return missing if figures is None else form.format(figures)
+        return "–" if figures is None else form.format(figures)
 
-    def row(name, real_value, *keys, form="{:.3f}"):
-        return [name, real_value, *(cell(v, *keys, form=form) for v in columns.values())]
-
-    percent, cool = "{:.1%}", "T = 0.8"
-    rows = [
-        row("MSE, pixels in [0, 1]", "0", "tokenizer", "mse", form="{:.5f}"),
-        row("perplexity of the codes, of 64", "–", "tokenizer", "perplexity", form="{:.1f}"),
-        row("FID ¹ of reconstructions", cell(real, "fid", form="{:.2f}"), "reconstructions", "fid", form="{:.2f}"),
-        row("nats per code ²", "–", "likelihood", "nats_per_code"),
-        row("class by Bayes' rule", "–", "bayes_accuracy", form=percent),
-        row("FID ¹ of samples, T = 1", cell(real, "fid", form="{:.2f}"), "samples", plain, "fid", form="{:.2f}"),
-        row("class agreement, T = 0.8", cell(real, "judge_accuracy", form=percent), "samples", cool, "agreement",
-            form=percent),
-        row(f"the same, guidance {GUIDANCE:g}", "–", "samples", guided, "agreement", form=percent),
-        row("coverage, T = 1", cell(real, "coverage", form=percent), "samples", plain, "coverage", form=percent),
-        row("classification accuracy score, T = 1", cell(real, "classification_accuracy_score", form=percent),
-            "samples", plain, "classification_accuracy_score", form=percent),
-    ]
-    head = [f"| test set, {card['samples']:,} pictures |", " real |", *(f" {name} |" for name in columns)]
-    return "\n".join(["".join(head), "|" + " --- |" * (len(columns) + 2)]
-                     + ["| " + " | ".join(line) + " |" for line in rows])
+    columns, real = card["generators"], card["real pictures"]
+    lines = [[f"test set, {card['samples']:,} pictures", "real", *columns], ["---"] * (len(columns) + 2)]
+    for name, first, keys, form in rows:
+        first = first if isinstance(first, str) else cell(real, first, form)
+        lines.append([name, first, *(cell(figures, keys, form) for figures in columns.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _pair(folder):
-    vqvae = checkpoints.load_vqvae(folder / "vqvae.safetensors")
-    return vqvae, checkpoints.load_transformer(folder / "transformer.safetensors", vqvae=vqvae)
+def load_run(folder):
+    """`load_pair`, or the name of the folder if it is a run of version 0.1, which had another name for it."""
+    old = folder and folder.with_name("ancestor")
+    if folder and folder.name == "original" and old.is_dir() and not folder.is_dir():
+        raise FileNotFoundError(f"there is no {folder}. Version 0.1 called it {old}, which is there: name that")
+    return load_pair(folder)
+
+
+def parse(arguments):
+    words = "Score a trained pair on the test set: print a table, write all figures as JSON."
+    parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description=words)
+    folder, hidden = {"type": checkpoints.expand, "metavar": "FOLDER"}, {"help": argparse.SUPPRESS}
+    parser.add_argument("--run", **folder, help="the pair to score; default: your own, or the shipped one")
+    parser.add_argument("--original-run", **folder, help="a run of the original recipe, to score beside it")
+    parser.add_argument("--ancestor-run", **folder, dest="original_run", **hidden)  # its name in version 0.1
+    parser.add_argument("--out", type=checkpoints.expand, metavar="FILE", help="default: scorecard.json with the run")
+    parser.add_argument("--mini", action="store_true", help="a quick look: the mini set, into scorecard-mini.json")
+    parser.add_argument("--sample", action="store_true", dest="mini", **hidden)
+    options = parser.parse_args(arguments)
+    given = {"--run": options.run, "--original-run": options.original_run}
+    words = [str(word) for flag, value in given.items() if value for word in (flag, value)] + ["--mini"] * options.mini
+    options.command = " ".join(["python -m vqlib.scorecard", *words])
+    name = "scorecard-mini.json" if options.mini else "scorecard.json"
+    options.out = options.out or (options.run or checkpoints.runs_folder()) / name
+    return options
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description="Score a trained pair on the test "
-                                     "set: print a table, write all figures as JSON.")
-    parser.add_argument("--run", type=Path, help="folder of the pair to score, such as runs/ancestor; default: your "
-                        "own in the runs folder, or the shipped one")
-    parser.add_argument("--ancestor-run", type=Path, help="folder of a run of `python -m vqlib.training all --recipe "
-                        "ancestor`, to score beside it")
-    parser.add_argument("--out", type=Path, help="default: scorecard.json in the pair's folder under runs/; with "
-                        "--sample, scorecard-sample.json")
-    parser.add_argument("--sample", action="store_true", help="a quick look: the embedded sample, 500 samples")
-    options = parser.parse_args(arguments)
-    name = "scorecard-sample.json" if options.sample else "scorecard.json"
-    out = options.out or (options.run or checkpoints.runs_folder()) / name
-    train, test = (data.load(split, sample=options.sample) for split in ("train", "test"))
-    n, few = len(test), len(test) // 5
-    vqvae, transformer = _pair(options.run) if options.run else (checkpoints.load_vqvae(),
-                                                                 checkpoints.load_transformer())
-    print(f"ours: {checkpoints.describe(vqvae)}; {checkpoints.describe(transformer)}")
-    checkpoints.check_writable(out)
-    if options.ancestor_run:
-        ancestor_pair = _pair(options.ancestor_run)
-    classifier = checkpoints.load_classifier("judge")
-    began = time.perf_counter()
-    referee = Referee(classifier, train, test, progress=True)
-    given = {"--run": options.run, "--ancestor-run": options.ancestor_run}
-    words = [word for flag, value in given.items() if value for word in (flag, str(value))]
-    card = {"command": " ".join(["python -m vqlib.scorecard", *words, *["--sample"] * options.sample]),
-            "torch": torch.__version__, "threads": torch.get_num_threads(),
-            "tokenizer": checkpoints.tokenizer_id(vqvae), "samples": n, "seed": 0,
-            "real pictures": referee.references(),
-            "generators": {"ours": score_pair(vqvae, transformer, referee, n, bayes=few)}}
-    if options.ancestor_run:
-        card["generators"]["ancestor's recipe"] = score_pair(*ancestor_pair, referee, n, bayes=few)
-    elif not options.sample:
-        record = checkpoints.load_ancestor_record()  # of all 10,000 test pictures; its weights are not kept
-        card["generators"]["ancestor's recipe"] = {"tokenizer": record["vqvae"]["test"],
-                                               "likelihood": record["transformer"]["test"]}
-    card["generators"] |= score_naive(vqvae, referee, n)
-    card["chart"] = chart(vqvae, transformer, classifier, train, few, progress=True)
+    options = parse(arguments)
+    train, test = (data.load(split, mini=options.mini) for split in ("train", "test"))
+    n, few, pair = len(test), len(test) // 5, load_run(options.run)
+    print(f"ours: {checkpoints.describe(pair.vqvae)}; {checkpoints.describe(pair.transformer)}")
+    checkpoints.check_writable(options.out)
+    original = options.original_run and load_run(options.original_run)
+    judge, began = checkpoints.load_classifier("judge"), time.perf_counter()
+    referee = Referee(judge, train, test, progress=True)
+    card = {"command": options.command, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    card |= {"tokenizer": checkpoints.tokenizer_id(pair.vqvae), "num_codes": pair.vqvae.config.num_codes}
+    card |= {"samples": n, "seed": 0, "real pictures": referee.references()}
+    columns = card["generators"] = {"ours": score_pair(pair, referee, n, bayes=few)}
+    if original:
+        columns["original recipe"] = score_pair(original, referee, n, bayes=few)
+    elif not options.mini:  # its weights are not kept, but its figures over all 10,000 test pictures are
+        kept = records.load_original_record()
+        columns["original recipe"] = {"tokenizer": kept["vqvae"]["test"], "likelihood": kept["transformer"]["test"]}
+    columns |= score_naive(pair.vqvae, referee, n)
+    card["chart"] = chart(pair, judge, train, few, progress=True)
     card["seconds"] = round(time.perf_counter() - began)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    options.out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(card))
     print("¹ On the judge's features: comparable within this table only. ² Not comparable between tokenizers.")
-    print(f"all figures: {out}")
+    print(f"all figures: {options.out}")
 
 
 if __name__ == "__main__":
@@ -232,5 +227,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("stopped: nothing was written")
-    except (OSError, ValueError) as error:  # these say what to do
-        sys.exit(f"error: {error}".replace(data.OR_SAMPLE, "Or take the embedded sample: --sample."))
+    except (OSError, RuntimeError, ValueError) as error:  # these say what to do
+        sys.exit(f"error: {error}".replace(sources.OR_MINI, "Or use the embedded mini set: --mini."))

@@ -22,9 +22,12 @@ import lab  # noqa: E402
 
 def kernel_memory(server):
     """Resident memory of the server's kernels, in MiB."""
-    kernels = [child for child in psutil.Process(server.pid).children(recursive=True)
-               if any("ipykernel" in word for word in child.cmdline())]
-    return sum(kernel.memory_info().rss for kernel in kernels) / 2 ** 20
+    kernels = [
+        child
+        for child in psutil.Process(server.pid).children(recursive=True)
+        if any("ipykernel" in word for word in child.cmdline())
+    ]
+    return sum(kernel.memory_info().rss for kernel in kernels) / 2**20
 
 
 def main():
@@ -33,10 +36,13 @@ def main():
     options = parser.parse_args()
     if options.moves < 1:
         parser.error("--moves must be at least 1")
-    with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, server), \
-            lab.page(address) as page:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lab.server(Path(folder)) as (address, server),
+        lab.page(address) as page,
+    ):
         lab.run_all(page, address, "05_sampling.ipynb")
-        studio = lab.panel(page, "studio = widgets.SamplingStudio")
+        studio = lab.panel(page, "studio = panels.SamplingStudio")
         first = lab.press(studio, "temperature", "ArrowRight")
         memory, total, inside = kernel_memory(server), [], []
         for move in range(options.moves):
@@ -46,10 +52,14 @@ def main():
         print(f"first move {1000 * first:.0f} ms; then, first {len(total[:50])} moves:")
         for name, values in (("key press to picture", total), ("of that, in the panel's own callback", inside)):
             values = sorted(values[:50])
-            print(f"{name}: median {statistics.median(values):.0f} ms, 95th percentile "
-                  f"{values[round(0.95 * (len(values) - 1))]:.0f} ms")
-        print(f"kernel memory: {memory:.0f} MiB after the first move, {kernel_memory(server):.0f} MiB "
-              f"after {options.moves} more")
+            print(
+                f"{name}: median {statistics.median(values):.0f} ms, 95th percentile "
+                f"{values[round(0.95 * (len(values) - 1))]:.0f} ms"
+            )
+        print(
+            f"kernel memory: {memory:.0f} MiB after the first move, {kernel_memory(server):.0f} MiB "
+            f"after {options.moves} more"
+        )
         assert page.complaints == [], page.complaints
 
 

@@ -4,8 +4,8 @@
     python tests/benchmarks/stage1_ablation.py --limit 3200 --seeds 1 --only a e --out try.json        # a fast try
     python tests/benchmarks/stage1_ablation.py --collapse          # the codebook that collapses, and three cures
 
-Trains on the 55,000 training pictures and scores the 5,000 held out of them; the test set is never touched. Each run is
-written into the JSON as soon as it is done, and is not run again: a script that was killed goes on where it was.
+It trains on 55,000 training pictures and scores the 5,000 held out of them; the test set is never touched. Each run is
+written into the JSON as soon as it is done, and not run again, so a script that was killed goes on where it was.
 """
 
 import argparse
@@ -25,17 +25,17 @@ from torch import nn
 from tqdm import tqdm
 
 from vqlib import data, evaluation, training
-from vqlib.training import ANCESTOR_VQVAE, VQVAERecipe, VQVAEStage
+from vqlib.training import ORIGINAL_VQVAE, VQVAERecipe, VQVAEStage, loop
 from vqlib.vqvae import Quantized, VectorQuantizer, VQVAEConfig
 
 # --- two other quantizers --------------------------------------------------------------------------------------------
 
 
 class RotationQuantizer(VectorQuantizer):
-    """The same codes and losses, another gradient: the rotation trick (Fifty et al., arXiv 2410.06424).
+    """The same codes and losses with another gradient: the rotation trick (Fifty et al., arXiv 2410.06424).
 
-    Straight-through hands the encoder the decoder's gradient as it is. Here q = λRz, with R the rotation that turns
-    z into the direction of q and λ = |q| / |z|, both taken as constants: the encoder gets λRᵀ times that gradient.
+    Straight-through hands the encoder the decoder's gradient as it is. Here q = λRz, where R is the rotation that turns
+    z into the direction of q and λ = |q| / |z|. Both are taken for constants, so the encoder gets λRᵀ times that.
     """
 
     def forward(self, latents):
@@ -45,7 +45,7 @@ class RotationQuantizer(VectorQuantizer):
             z = rearrange(latents, "b d h w -> b h w d").to(self.codebook.dtype)
             q = F.embedding(quantized.codes, self.codebook).detach()
             turned = rotate(z, q)
-            q = turned + (q - turned).detach()  # λRz is q up to rounding (and where |z| is 0): make it so exactly
+            q = turned + (q - turned).detach()  # λRz is q up to rounding (unless |z| is 0): make it exact
         return quantized._replace(latents=rearrange(q, "b h w d -> b d h w"))
 
 
@@ -63,17 +63,19 @@ def rotate(z, q, eps=1e-12):
 class FSQ(nn.Module):
     """Finite scalar quantization: round each of D bounded numbers to L levels (Mentzer et al., arXiv 2309.15505).
 
-    The codebook is the grid of all K = L^D points: nothing to learn and nothing to revive, and no losses of its own.
-    As in appendix A.1, but for the shift: atanh, which takes 0 to 0, where the paper's code has tan, which nearly does.
+    The codebook is the grid of all K = L^D points: there is nothing to learn, nothing to revive, and no further loss.
+    As in appendix A.1, except for the shift: atanh takes 0 to 0, while the paper's tan only nearly does.
     """
+
+    ema = False
 
     def __init__(self, config, eps=1e-3):
         super().__init__()
         K, D = config.num_codes, config.code_dim
         self.levels = L = round(K ** (1 / D))
-        assert L ** D == K
-        self.half = (L - 1) * (1 - eps) / 2              # the bound lies a little inside: no level beyond the L
-        self.offset = 0.5 if L % 2 == 0 else 0.0         # an even number of levels has none in the middle
+        assert L**D == K
+        self.half = (L - 1) * (1 - eps) / 2  # the bound lies a little inside: no level beyond the L
+        self.offset = 0.5 if L % 2 == 0 else 0.0  # an even number of levels has none in the middle
         self.shift = math.atanh(self.offset / self.half)
         grid = torch.cartesian_prod(*[(torch.arange(L) - L // 2) / (L // 2)] * D).reshape(K, D)
         self.register_buffer("codebook", grid, persistent=False)  # (K, D) in [-1, 1]
@@ -94,8 +96,7 @@ class FSQ(nn.Module):
             z = rearrange(latents, "b d h w -> b h w d").to(self.codebook.dtype)
             bounded = self.bound(z)
             q = (bounded + (bounded.round() - bounded).detach()) / (self.levels // 2)  # straight through the rounding
-            zero = z.new_zeros(())
-        return Quantized(rearrange(q, "b h w d -> b d h w"), self.nearest(z), zero, zero)
+        return Quantized(rearrange(q, "b h w d -> b d h w"), self.nearest(z), {})
 
     lookup = VectorQuantizer.lookup
 
@@ -109,37 +110,37 @@ class Variant:
     recipe: VQVAERecipe
     quantizer: type = VectorQuantizer
     codebook_std: float = 0.0  # > 0: the codebook starts at N(0, std²)
-    steps: int = 0             # of the collapse: how many batches; 0: what --epochs and --limit say
+    steps: int = 0  # of the collapse: how many batches; 0: what --epochs and --limit say
 
 
-def tricks(recipe, ema=False, **changes):
-    return dataclasses.replace(recipe, model=VQVAEConfig(ema=ema), **changes)
+def tricks(recipe, quantizer="gradient", **changes):
+    return dataclasses.replace(recipe, model=VQVAEConfig(quantizer=quantizer), **changes)
 
 
 REVIVE = 0.1  # a code that gets less than this fraction of an even share is dead
-ALL = tricks(ANCESTOR_VQVAE, ema=True, kmeans_init=True, revive_below=REVIVE)
+ALL = tricks(ORIGINAL_VQVAE, "ema", kmeans_init=True, revive_below=REVIVE)
 VARIANTS = {
-    "a": Variant("the ancestor's loss", ANCESTOR_VQVAE),
-    "b": Variant("+ k-means start", tricks(ANCESTOR_VQVAE, kmeans_init=True)),
-    "c": Variant("+ codebook by moving averages", tricks(ANCESTOR_VQVAE, ema=True)),
-    "d": Variant(f"+ revival below {REVIVE}", tricks(ANCESTOR_VQVAE, revive_below=REVIVE)),
+    "a": Variant("the original loss", ORIGINAL_VQVAE),
+    "b": Variant("+ k-means start", tricks(ORIGINAL_VQVAE, kmeans_init=True)),
+    "c": Variant("+ codebook by moving averages", tricks(ORIGINAL_VQVAE, "ema")),
+    "d": Variant(f"+ revival below {REVIVE}", tricks(ORIGINAL_VQVAE, revive_below=REVIVE)),
     "e": Variant("+ all three", ALL),
-    "f": Variant("+ rotation trick", ANCESTOR_VQVAE, RotationQuantizer),
-    "g": Variant("FSQ, levels [8, 8]", dataclasses.replace(ANCESTOR_VQVAE, model=VQVAEConfig(code_dim=2)), FSQ),
+    "f": Variant("+ rotation trick", ORIGINAL_VQVAE, RotationQuantizer),
+    "g": Variant("FSQ, levels [8, 8]", dataclasses.replace(ORIGINAL_VQVAE, model=VQVAEConfig(code_dim=2)), FSQ),
     "h0.2": Variant("+ all three, revival below 0.2", dataclasses.replace(ALL, revive_below=0.2)),
     "h0.33": Variant("+ all three, revival below 0.33", dataclasses.replace(ALL, revive_below=0.33)),
 }
 
-# N(0, 1) is how nn.Embedding starts. In 16 dimensions that is codes of length 4, where the untrained encoder's vectors
-# are about 0.3 long: a few codes near the origin take them all, and no other ever gets a gradient.
-SHORT, NORMAL = dataclasses.replace(ANCESTOR_VQVAE, batch_size=32), {"codebook_std": 1.0, "steps": 300}
+# N(0, 1) is how nn.Embedding starts. In 16 dimensions such codes are about 4 long, but the untrained encoder's vectors
+# about 0.3: the few codes nearest to the origin win them all, and no other code ever gets a gradient.
+SHORT, NORMAL = dataclasses.replace(ORIGINAL_VQVAE, batch_size=32), {"codebook_std": 1.0, "steps": 300}
 COLLAPSE = {
     "uniform": Variant("start at uniform ±1/K", SHORT, steps=300),
     "uniform-longer": Variant("start at uniform ±1/K", SHORT, steps=1200),
     "normal": Variant("start at N(0, 1) (nn.Embedding)", SHORT, **NORMAL),
     "normal-longer": Variant("start at N(0, 1) (nn.Embedding)", SHORT, codebook_std=1.0, steps=1200),
     "k-means": Variant("N(0, 1), cure: k-means start", tricks(SHORT, kmeans_init=True), **NORMAL),
-    "ema": Variant("N(0, 1), cure: moving averages", tricks(SHORT, ema=True), **NORMAL),
+    "ema": Variant("N(0, 1), cure: moving averages", tricks(SHORT, "ema"), **NORMAL),
     "revival": Variant("N(0, 1), cure: revival below 0.33", tricks(SHORT, revive_below=0.33), **NORMAL),
 }
 
@@ -156,18 +157,21 @@ class AblationStage(VQVAEStage):
             self.model.quantizer = quantizer
 
     @torch.no_grad()
-    def initialise(self, generator):
+    def initialise(self):
+        generator, quantizer = loop.seed_step(self.recipe.seed, -1), self.model.quantizer
         if self.codebook_std:
-            self.model.quantizer.codebook.normal_(std=self.codebook_std)
-            self.model.quantizer.ema_sum.copy_(self.model.quantizer.codebook)
-        super().initialise(generator)
+            quantizer.codebook.normal_(std=self.codebook_std, generator=generator)
+            quantizer.ema_sum.copy_(quantizer.codebook)
+        if self.recipe.kmeans_init:
+            latents = self.model.encoder(data.to_images(self.pixels[:2000]))
+            quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), generator)
 
     @torch.no_grad()
     def after_step(self, batch):
-        """Revival without EMA: use is counted as `VectorQuantizer.ema_update` counts it; a dead code restarts at a
-        random vector of the batch. Adam's moments of its row stay: unused for so long, its first has faded."""
+        """Revival without EMA: use is counted as in `VectorQuantizer.ema_update`, and a dead code restarts at a random
+        vector of the batch. Adam's moments of its row stay: after so long without use, the first has faded."""
         recipe, quantizer = self.recipe, self.model.quantizer
-        if recipe.model.ema or not recipe.revive_below:
+        if quantizer.ema or not recipe.revive_below:
             return super().after_step(batch)
         K = recipe.model.num_codes
         vectors, codes = rearrange(self.latents, "b d h w -> (b h w) d"), self.codes.flatten()
@@ -181,30 +185,38 @@ class AblationStage(VQVAEStage):
 
 
 def run(variant, train, validation):
-    """Train once; returns the figures of the validation pictures, with how the run went."""
+    """Train once, and return the figures of the held-out pictures and how the run went."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(variant.recipe.seed)
         stage = AblationStage(variant, train, training.pick_device())
-    history = training.fit(stage, variant.recipe, len(train))
+    history = training.fit(stage)
     rows = history["steps"]
-    return {**evaluation.evaluate_vqvae(stage.model, validation), "seconds": round(history["seconds"], 1),
-            "device": history["device"], "bf16": history["bf16"], "revived": sum(row["revived"] for row in rows),
-            "codes_used_along": [[row["step"], row["codes"]] for row in rows]}  # in the steps since the row before
+    return {
+        **evaluation.evaluate_vqvae(stage.model, validation),
+        "seconds": round(history["seconds"], 1),
+        "device": history["device"],
+        "bf16": history["bf16"],
+        "revived": sum(row["revived"] for row in rows),
+        "codes_used_along": [[row["step"], row["codes"]] for row in rows],
+    }  # in the steps since the row before
 
 
 STORY = """
-An often-told story does not happen here: a codebook that starts at uniform ±1/K is slow, but does not stay collapsed
-(the first two rows). One that starts at N(0, 1) does (the next two). K-means start and revival cure it, each alone.
-EMA alone does not: a code that nobody chooses moves by EMA as little as by gradient."""
+It is often told that a codebook collapses when it starts at uniform ±1/K. Here it is slow, but doesn't stay collapsed
+(the first two rows). One that starts at N(0, 1) does (the next two). A k-means start cures it, and so does revival.
+Moving averages alone do not: a code that no vector chooses is moved by them as little as by a gradient."""
 
 
 def table(variants, done):
-    """Markdown: mean (smallest–largest) over seeds, for each variant."""
+    """Markdown: the mean (smallest–largest) over the seeds, for each variant."""
     rows = ["| variant | steps | seeds | MSE · 10⁴ | codes used of 64 | perplexity |", "| --- " * 6 + "|"]
     for key, variant in variants.items():
         results = [entry["result"] for entry in done[key]]
-        cells = [variant.text if variant.steps else f"({key}) {variant.text}",
-                 f"{results[0]['codes_used_along'][-1][0]:,}", str(len(results))]
+        cells = [
+            variant.text if variant.steps else f"({key}) {variant.text}",
+            f"{results[0]['codes_used_along'][-1][0]:,}",
+            str(len(results)),
+        ]
         for figure, scale, digits in (("mse", 1e4, 2), ("codes_used", 1, 1), ("perplexity", 1, 1)):
             values = [result[figure] * scale for result in results]
             mean = sum(values) / len(values)
@@ -214,10 +226,13 @@ def table(variants, done):
 
 
 def summary(variants, done):
-    """The figures that notebook 02 shows: {variant: {figure: [a value for each seed]}}."""
-    return {variant.text + (f", {variant.steps:,} steps" if variant.steps else ""):
-            {figure: [entry["result"][figure] for entry in done[key]] for figure in ("mse", "codes_used", "perplexity")}
-            for key, variant in variants.items()}
+    """The figures that notebook 02 shows: {variant: {figure: [a value per seed]}}."""
+    return {
+        variant.text + (f", {variant.steps:,} steps" if variant.steps else ""): {
+            figure: [entry["result"][figure] for entry in done[key]] for figure in ("mse", "codes_used", "perplexity")
+        }
+        for key, variant in variants.items()
+    }
 
 
 def main():
@@ -236,7 +251,7 @@ def main():
         parser.error(f"no such variant: {', '.join(sorted(unknown))}; there are {', '.join(variants)}")
     variants = {key: variants[key] for key in options.only or variants}
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    train, validation = data.split_validation(data.load("train", sample=False), 5000)
+    train, validation = data.split_validation(data.load("train", mini=False), 5000)
     results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"runs": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -251,9 +266,13 @@ def main():
         settings = json.loads(json.dumps(settings, default=lambda kind: kind.__name__))  # as it is read back
         entry = next((entry for entry in results["runs"] if entry["settings"] == settings), None)
         if entry is None:
-            entry = {"settings": settings, "result": run(variant, train.subset(slice(pictures)), validation),
-                     "torch": torch.__version__, "threads": torch.get_num_threads(),
-                     "command": shlex.join(["python", "tests/benchmarks/stage1_ablation.py", *sys.argv[1:]])}
+            entry = {
+                "settings": settings,
+                "result": run(variant, train.subset(slice(pictures)), validation),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "command": shlex.join(["python", "tests/benchmarks/stage1_ablation.py", *sys.argv[1:]]),
+            }
             results["runs"].append(entry)
             part = options.out.with_suffix(".part")
             part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

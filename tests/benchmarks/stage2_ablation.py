@@ -1,25 +1,25 @@
-"""What each choice of stage 2 buys at an equal budget: half a pass over the 55,000 training sequences, one random seed.
+"""What each choice of stage 2 buys at an equal budget: half a pass over the 55,000 training sequences, one seed.
 
     python -m vqlib.training vqvae --holdout              # first: a tokenizer that never saw the validation pictures
     python tests/benchmarks/stage2_ablation.py            # then this: an hour or more on two cores
-    python tests/benchmarks/stage2_ablation.py --only ancestor QK-norm --pictures 2000     # a fast try
+    python tests/benchmarks/stage2_ablation.py --only original QK-norm --pictures 2000     # a fast try
 
-Scored on the 5,000 validation pictures; the test set is never touched. Each run is kept in the runs folder, so that a
-script that was killed goes on where it was.
+The score is taken on the 5,000 held-out pictures; the test set is never touched. Each run is kept in the runs folder,
+so a script that was killed goes on where it was.
 """
 
 import argparse
 import dataclasses
 
 from vqlib import checkpoints, data, training
-from vqlib.training import ANCESTOR_TRANSFORMER, BEST_TRANSFORMER
+from vqlib.training import BEST_TRANSFORMER, ORIGINAL_TRANSFORMER
 from vqlib.transformer import TransformerConfig
 
 BASE = dataclasses.replace(BEST_TRANSFORMER, epochs=1, drop_class=0.0, warmup_steps=43)
 PLAIN = dataclasses.replace(BASE.model, qk_norm=False)
 DROPOUT = dataclasses.replace(PLAIN, dropout=TransformerConfig().dropout)
 VARIANTS = {
-    "ancestor": ANCESTOR_TRANSFORMER,
+    "original": ORIGINAL_TRANSFORMER,
     "dropout, batch 128": dataclasses.replace(BASE, batch_size=128, warmup_steps=21, model=DROPOUT),
     "no dropout, batch 64": dataclasses.replace(BASE, model=PLAIN),
     "constant rate": dataclasses.replace(BASE, model=PLAIN, schedule="constant"),

@@ -1,4 +1,4 @@
-"""The two quantizers of the ablation, against slow and obvious versions, in float64."""
+"""The two quantizers of the ablation, held against slow and obvious versions, in float64."""
 
 import math
 
@@ -23,14 +23,17 @@ def flat(latents):
 
 
 def rotation_matrix(z, q):
-    """From z's direction to q's, in the plane of the two (Rodrigues): the textbook's, for one pair of vectors."""
+    """The textbook's rotation from z's direction to q's, in the plane of the two (Rodrigues), for a pair of vectors."""
     u, v = z / z.norm(), q / q.norm()
     across = v - (v @ u) * u
     across = across / across.norm()
     angle = torch.acos(u @ v)
     turn = torch.outer(across, u) - torch.outer(u, across)
-    return torch.eye(len(z), dtype=z.dtype) + angle.sin() * turn \
+    return (
+        torch.eye(len(z), dtype=z.dtype)
+        + angle.sin() * turn
         + (angle.cos() - 1) * (torch.outer(u, u) + torch.outer(across, across))
+    )
 
 
 @pytest.mark.parametrize("dim", [2, 3, 16])
@@ -75,13 +78,16 @@ def test_rotation_changes_only_the_encoders_gradient(latents):
         gradients.append(torch.autograd.grad(loss, [z, quantizer.codebook], retain_graph=True, allow_unused=True))
     plain, rotating = outputs
     assert torch.equal(plain.codes, rotating.codes) and len(plain.codes.unique()) > 20
-    assert torch.equal(plain.codebook_loss, rotating.codebook_loss)
-    assert torch.equal(plain.commitment_loss, rotating.commitment_loss)
+    assert plain.losses == rotating.losses and set(plain.losses) == {"codebook", "commitment"}
     torch.testing.assert_close(rotating.latents, pair()[1].lookup(rotating.codes))
     torch.testing.assert_close(gradients[0][0], normal(4, 16, 7, 7, seed=4))  # straight-through: as it came
     z, q = flat(latents), flat(rotating.latents.detach())
-    expected = torch.stack([b.norm() / a.norm() * rotation_matrix(a, b).T @ g
-                            for a, b, g in zip(z, q, flat(normal(4, 16, 7, 7, seed=4)), strict=True)])
+    expected = torch.stack(
+        [
+            b.norm() / a.norm() * rotation_matrix(a, b).T @ g
+            for a, b, g in zip(z, q, flat(normal(4, 16, 7, 7, seed=4)), strict=True)
+        ]
+    )
     torch.testing.assert_close(flat(gradients[1][0]), expected)
     assert gradients[0][1] is None and gradients[1][1] is None  # the codebook learns from its own loss only
 
@@ -103,7 +109,7 @@ FSQ_CONFIG = VQVAEConfig(code_dim=2, channels=8)
 
 
 def round_one(number, levels):
-    """One number by the paper's words: squash to a range that `levels` integers fill, round; the integers from 0."""
+    """One number, as the paper says: squash it to a range that `levels` integers fill, and round; counted from 0."""
     half = (levels - 1) * (1 - 1e-3) / 2
     middle = 0.5 if levels % 2 == 0 else 0.0
     bounded = math.tanh(number + math.atanh(middle / half)) * half - middle
@@ -116,8 +122,9 @@ def test_fsq_rounds_each_number_to_its_level(codes, dim, levels):
     z = (normal(100, dim, 7, 7) * 1.5).requires_grad_()
     output = fsq(z)
     output.latents.sum().backward()
-    for vector, q, grad, code in zip(*map(flat, (z.detach(), output.latents.detach(), z.grad)),
-                                     output.codes.flatten(), strict=True):
+    for vector, q, grad, code in zip(
+        *map(flat, (z.detach(), output.latents.detach(), z.grad)), output.codes.flatten(), strict=True
+    ):
         index = 0
         for number, value, slope in zip(vector.tolist(), q.tolist(), grad.tolist(), strict=True):
             bounded, digit = round_one(number, levels)
@@ -127,7 +134,7 @@ def test_fsq_rounds_each_number_to_its_level(codes, dim, levels):
             assert slope == pytest.approx((ahead - behind) / 2e-6 / (levels // 2), rel=1e-6, abs=1e-8)
         assert index == code
     assert len(output.codes.unique()) == codes  # with these numbers every code is in use, and none outside is
-    assert output.codebook_loss == output.commitment_loss == 0
+    assert not output.losses
 
 
 def test_fsq_codes_are_the_grid_and_the_nearest_of_it():

@@ -1,4 +1,4 @@
-"""The benchmark runs and writes what its table shows. Its times are nobody's promise, so no test asks for any."""
+"""The benchmark runs, and writes what its table shows. Nobody promises times, so no test asks for any."""
 
 import json
 import subprocess

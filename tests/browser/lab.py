@@ -12,13 +12,15 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic",
-         "--disable-component-update", "--disable-sync")  # nothing that looks for hosts beyond this machine
+QUIET = (  # the browser shouldn't look for other machines
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-quic", "--disable-component-update", "--disable-sync"),
+)
 BROWSERS = ("chromium", "google-chrome-stable", "google-chrome", "chromium-browser", "chrome")
 
 
 def browser_path():
-    """Where a Chromium or Chrome is that can start, or None."""
+    """The path of a Chromium or Chrome that starts, or None."""
     return next((path for path in map(shutil.which, BROWSERS) if path and _starts(path)), None)
 
 
@@ -33,14 +35,16 @@ def _starts(path):
 
 @contextlib.contextmanager
 def server(folder, python=sys.executable, module="jupyterlab"):
-    """A Jupyter on a copy of the notebooks, with settings of its own: its address and process.
+    """Start Jupyter on a copy of the notebooks, with settings of its own. Yields its address and its process.
 
-    folder: an empty one, where all that it writes goes. The notebooks run at the tests' speed. python: whose;
-    module: "jupyterlab", or "notebook" (7), or "nbclassic" (the front end of notebook 6).
+    folder: an empty folder for everything that it writes. The notebooks run at the speed of the tests.
+    python: the interpreter. module: "jupyterlab", "notebook" (7), or "nbclassic" (the front end of Notebook 6).
     """
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    for name, setting in {"notebook-extension/tracker": {"windowingMode": "none"},  # keep cells that are out of sight
-                          "apputils-extension/notification": {"fetchNews": "false"}}.items():
+    for name, setting in {
+        "notebook-extension/tracker": {"windowingMode": "none"},  # keep cells that are out of sight
+        "apputils-extension/notification": {"fetchNews": "false"},
+    }.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(setting))
@@ -48,12 +52,27 @@ def server(folder, python=sys.executable, module="jupyterlab"):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    env = {key: value for key, value in os.environ.items() if key != "VQLIB_DATA"} | own | {
-        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "IPYTHONDIR": str(folder / "ipython"),
-        "VQLIB_RUNS": str(folder / "runs"), "VQLIB_FAST": "1"}
-    command = [python, "-m", module, "--no-browser", "--allow-root", f"--ServerApp.port={port}",
-               "--ServerApp.port_retries=0", "--IdentityProvider.token=",
-               f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    env = (
+        {key: value for key, value in os.environ.items() if key != "VQLIB_DATA"}
+        | own
+        | {
+            "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+            "IPYTHONDIR": str(folder / "ipython"),
+            "VQLIB_RUNS": str(folder / "runs"),
+            "VQLIB_FAST": "1",
+        }
+    )
+    command = [
+        python,
+        "-m",
+        module,
+        "--no-browser",
+        "--allow-root",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder / 'notebooks'}",
+    ]
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
@@ -80,24 +99,30 @@ def server(folder, python=sys.executable, module="jupyterlab"):
 
 @contextlib.contextmanager
 def page(address, width=1280, height=1000):
-    """A page of a headless browser, with ``page.complaints``: errors of the page and of its console, as they come."""
+    """A page of a headless browser, which collects errors of the page and its console in ``page.complaints``."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=list(QUIET))
         page = browser.new_page(viewport={"width": width, "height": height})
         page.complaints = []
-        page.route(lambda url: not url.startswith((address, "blob:", "data:")),  # the badge: as if there were a network
-                   lambda route: route.fulfill(status=200, content_type="image/svg+xml", body="<svg/>"))
+        page.route(
+            lambda url: (
+                not url.startswith((address, "blob:", "data:"))
+            ),  # such as the badge: answer as if there were a network
+            lambda route: route.fulfill(status=200, content_type="image/svg+xml", body="<svg/>"),
+        )
         page.on("pageerror", lambda error: page.complaints.append(f"page: {error}"))
-        page.on("console", lambda message: page.complaints.append(f"console: {message.text}")
-                if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: page.complaints.append(f"console: {message.text}") if message.type == "error" else None,
+        )
         yield page
         browser.close()
 
 
 def run_all(page, address, name, timeout_s=300):
-    """Open a notebook, run all its cells, and wait until the kernel has done so."""
+    """Open a notebook, run all its cells, and wait until they have run."""
     notebook = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))
     cells = [cell["cell_type"] for cell in notebook["cells"]]
     page.goto(f"{address}/lab/tree/{name}", timeout=60_000)
@@ -142,9 +167,9 @@ new MutationObserver((_, watch) => { window.seen = performance.now() - began; wa
 
 
 def changing(panel, act):
-    """Do something, wait for another picture: a change of its bytes gives it another address. Returns the seconds.
+    """Do something, wait until the picture changes, and return how many seconds that took.
 
-    The page's own clock, started before the act; nothing polls meanwhile but for a look each tenth of a second.
+    New bytes give the picture a new address, and an observer in the page notes the time by the page's own clock.
     """
     picture(panel).evaluate(WATCH)
     act()
@@ -153,6 +178,6 @@ def changing(panel, act):
 
 
 def press(panel, label, key):
-    """Focus a slider, press a key, wait for another picture; returns the seconds from the key on."""
+    """Focus a slider, press a key, wait until the picture changes, and return the seconds since the key press."""
     handle(panel, label).focus()
     return changing(panel, lambda: panel.page.keyboard.press(key))

@@ -46,7 +46,7 @@ def readout(panel, label):
 
 
 def test_the_studio_by_keyboard(page):
-    studio = lab.panel(page, "studio = widgets.SamplingStudio")
+    studio = lab.panel(page, "studio = panels.SamplingStudio")
     assert readout(studio, "class") == "Shirt"
     lab.press(studio, "class", "ArrowRight")
     assert readout(studio, "class") == "Sneaker"
@@ -62,7 +62,7 @@ def test_the_studio_by_keyboard(page):
 
 
 def test_the_studios_other_knobs_unfold(page):
-    studio = lab.panel(page, "studio = widgets.SamplingStudio")
+    studio = lab.panel(page, "studio = panels.SamplingStudio")
     studio.get_by_text("More").click()
     lab.handle(studio, "guidance").wait_for(state="visible")
     lab.press(studio, "guidance", "ArrowRight")
@@ -71,12 +71,15 @@ def test_the_studios_other_knobs_unfold(page):
 
 
 def test_token_by_token_plays(page):
-    writing = lab.panel(page, "writing = widgets.TokenByToken")
+    writing = lab.panel(page, "writing = panels.TokenByToken")
     assert readout(writing, "codes written") == "0"
     start = lab.picture(writing).get_attribute("src")
     writing.locator(".jupyter-button").first.click()  # play
-    page.wait_for_function("element => Number(element.innerText) >= 8", timeout=30_000,
-                           arg=writing.locator(".widget-readout").first.element_handle())
+    page.wait_for_function(
+        "element => Number(element.innerText) >= 8",
+        timeout=30_000,
+        arg=writing.locator(".widget-readout").first.element_handle(),
+    )
     assert lab.picture(writing).get_attribute("src") != start
     writing.locator(".jupyter-button").first.click()  # pause
     count = readout(writing, "codes written")
@@ -87,7 +90,7 @@ def test_token_by_token_plays(page):
 
 
 def test_a_click_in_the_code_editor(page):
-    editor = lab.panel(page, "editor = widgets.CodeEditor")
+    editor = lab.panel(page, "editor = panels.CodeEditor")
     lab.press(editor, "cell", "Home")
     assert readout(editor, "cell") == "0"
     cells, palette = (editor.locator(".widget-gridbox").nth(i).locator("button") for i in range(2))
@@ -106,7 +109,7 @@ def test_a_click_in_the_code_editor(page):
 
 
 def test_completion_by_keyboard(page):
-    completion = lab.panel(page, "completion = widgets.Completion")
+    completion = lab.panel(page, "completion = panels.Completion")
     lab.press(completion, "test picture", "ArrowRight")
     lab.press(completion, "rows to keep", "ArrowLeft")
     shot(completion, "completion")
@@ -115,7 +118,7 @@ def test_completion_by_keyboard(page):
 def test_a_narrow_window_cuts_nothing_off(page):
     page.set_viewport_size({"width": 640, "height": 900})
     try:
-        for code in ("studio = widgets", "editor = widgets", "completion = widgets"):
+        for code in ("studio = panels", "editor = panels", "completion = panels"):
             panel = lab.panel(page, code)
             room = panel.bounding_box()
             for image in panel.locator("img.widget-image").all():
@@ -131,8 +134,8 @@ def test_dark_theme(page):
     page.locator(".lm-Menu-itemLabel", has_text="Theme").first.hover()
     page.locator(".lm-Menu-itemLabel", has_text="JupyterLab Dark").first.click()
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    shot(lab.panel(page, "studio = widgets"), "dark_studio")
-    shot(lab.panel(page, "editor = widgets"), "dark_editor")
+    shot(lab.panel(page, "studio = panels"), "dark_studio")
+    shot(lab.panel(page, "editor = panels"), "dark_editor")
 
 
 def test_at_the_end_neither_page_nor_console_complained(page):

@@ -36,15 +36,21 @@ def test_notebook_7(python, tmp_path):
         page.goto(f"{address}/notebooks/{NAME}", timeout=60_000)
         page.locator(".jp-Notebook .jp-Cell").nth(len(CELLS) - 1).wait_for(state="attached", timeout=60_000)
         page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached", timeout=60_000)
-        page.wait_for_function("""async () => { const kernels = await (await fetch("/api/kernels")).json();
-            return kernels.some(k => k.connections > 0 && k.execution_state === "idle"); }""", timeout=60_000)
+        page.wait_for_function(
+            """async () => { const kernels = await (await fetch("/api/kernels")).json();
+            return kernels.some(k => k.connections > 0 && k.execution_state === "idle"); }""",
+            timeout=60_000,
+        )
         page.locator(".lm-MenuBar-item", has_text="Run").click()
         page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
         last = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").nth(COUNT - 1)
-        page.wait_for_function("([prompt, text]) => prompt.innerText.trim() === text", timeout=300_000,
-                               arg=[last.element_handle(), f"[{COUNT}]:"])
+        page.wait_for_function(
+            "([prompt, text]) => prompt.innerText.trim() === text",
+            timeout=300_000,
+            arg=[last.element_handle(), f"[{COUNT}]:"],
+        )
         assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count() == 0
-        cell = page.locator(".jp-CodeCell").filter(has_text="studio = widgets.SamplingStudio").first
+        cell = page.locator(".jp-CodeCell").filter(has_text="studio = panels.SamplingStudio").first
         raise_the_temperature(page, cell)
 
 
@@ -54,9 +60,16 @@ def test_nbclassic(python, tmp_path):
         page.wait_for_function("window.Jupyter?.notebook?.kernel?.is_connected()", timeout=60_000)
         page.wait_for_function("Jupyter.notebook.kernel.info_reply.status === 'ok'", timeout=60_000)
         page.evaluate("Jupyter.notebook.clear_all_output(); Jupyter.notebook.execute_all_cells()")
-        page.wait_for_function("""count => Jupyter.notebook.get_cells().filter(c => c.cell_type === "code")
-            .at(-1).input_prompt_number === count""", arg=COUNT, timeout=300_000)
-        assert page.evaluate("""Jupyter.notebook.get_cells().filter(
-            c => c.output_area?.outputs.some(o => o.output_type === "error")).length""") == 0
-        cell = page.locator("div.code_cell").filter(has_text="studio = widgets.SamplingStudio").first
+        page.wait_for_function(
+            """count => Jupyter.notebook.get_cells().filter(c => c.cell_type === "code")
+            .at(-1).input_prompt_number === count""",
+            arg=COUNT,
+            timeout=300_000,
+        )
+        assert (
+            page.evaluate("""Jupyter.notebook.get_cells().filter(
+            c => c.output_area?.outputs.some(o => o.output_type === "error")).length""")
+            == 0
+        )
+        cell = page.locator("div.code_cell").filter(has_text="studio = panels.SamplingStudio").first
         raise_the_temperature(page, cell)

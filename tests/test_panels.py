@@ -1,0 +1,634 @@
+"""The panels: what they compute and draw, against slow, obvious versions; then their controls, without a front end."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from conftest import lively_transformer, seeded
+from PIL import Image
+
+from vqlib import checkpoints, data, sampling
+from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.notebook import panels
+from vqlib.notebook.panels import completion, drawing, editor, studio, walk, writing
+from vqlib.pair import Pair
+from vqlib.transformer import Transformer, TransformerConfig
+from vqlib.vqvae import VQVAE, VectorQuantizer, VQVAEConfig
+
+
+def a_classifier(seed):
+    torch.manual_seed(seed)
+    return Classifier(ClassifierConfig(channels=4)).eval()
+
+
+def a_pair(num_codes):
+    """An untrained pair with so many codes, all of them lively."""
+    torch.manual_seed(0)
+    vqvae = VQVAE(VQVAEConfig(num_codes=num_codes, channels=8)).double().eval()
+    with torch.no_grad():
+        vqvae.quantizer.codebook.normal_()
+    return Pair(vqvae, lively_transformer(num_codes=num_codes))
+
+
+def opened(png):
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def colours(png):
+    return {colour for _, colour in opened(png).getcolors(1 << 24)}
+
+
+def grey(image):
+    """What `Sheet.picture` should make of an image: (h, w) whole numbers in 0…255."""
+    return ((image + 1) * 127.5).round().long()
+
+
+def surprises(pair, codes, label):
+    """-log p of each of the (7, 7) codes, from one forward pass per code: (49,)."""
+    K, nats = pair.transformer.config.num_codes, []
+    tokens = torch.cat([torch.tensor([K + label]), codes.flatten()])
+    for t in range(49):
+        with torch.no_grad():
+            logits = pair.transformer(tokens[None, : t + 1])[0, -1, :K]
+        nats.append(-logits.softmax(-1)[tokens[t + 1]].log())
+    return torch.stack(nats)
+
+
+# --- what they compute -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 1.1, "top_k": 20}, {"guidance": 3.0, "top_p": 0.8}])
+def test_a_strip_is_what_sample_writes_with_its_likelihood_and_verdict(pair, knobs):
+    judge, labels = a_classifier(1), torch.full((5,), 3)
+    strip = studio.write_strip(pair, judge, 3, n=5, seed=2, **knobs)
+    codes = sampling.sample(pair.transformer, labels, generator=seeded(2), **knobs)
+    assert torch.equal(strip.images, pair.vqvae.decode(codes).float())
+    expected = torch.stack([surprises(pair, picture, 3).mean() for picture in codes])
+    assert torch.allclose(strip.nats_per_code, expected)
+    with torch.no_grad():
+        assert torch.equal(strip.verdicts, judge(strip.images).argmax(1))
+
+
+def test_reranking_keeps_those_that_the_critic_likes_best(pair):
+    judge, critic = a_classifier(1), a_classifier(2)
+    all_of_them = studio.write_strip(pair, judge, 3, n=12, seed=2)
+    kept = studio.write_strip(pair, judge, 3, n=4, seed=2, critic=critic, draws=3)
+    with torch.no_grad():
+        order = critic(all_of_them.images).log_softmax(-1)[:, 3].argsort(descending=True)[:4]
+    for some, every in zip(kept, all_of_them, strict=True):
+        assert torch.equal(some, every[order])
+
+
+def test_a_strip_refuses_what_it_cannot_do(pair):
+    judge = a_classifier(1)
+    with pytest.raises(ValueError, match="critic"):
+        studio.write_strip(pair, judge, 3, n=2, draws=4)
+    for name, value in {"temperature": -1.0, "top_k": 0, "top_p": 1.5, "guidance": -1}.items():
+        with pytest.raises(ValueError, match=name):
+            studio.write_strip(pair, judge, 3, **{name: value})
+    with pytest.raises(ValueError, match="labels"):
+        studio.write_strip(pair, judge, 10)
+    pair.transformer.info = {"recipe": {"drop_class": 0}}  # it never saw a picture of "any class"
+    with pytest.raises(ValueError, match="guidance"):
+        studio.write_strip(pair, judge, 3, guidance=2.0)
+
+
+def test_same_noise_is_the_same_whichever_labels_are_drawn(pair):
+    all_ten = studio.same_noise(pair, range(10), 0.8, seed=3)
+    assert torch.equal(studio.same_noise(pair, [6], 0.8, seed=3)[0], all_ten[6])
+    codes = sampling.sample(pair.transformer, torch.tensor([6]), temperature=0.8, generator=seeded(3))
+    assert torch.allclose(all_ten[6], pair.vqvae.decode(codes)[0].float())
+
+
+@pytest.mark.parametrize("num_codes", [32, 64, 256])
+def test_usual_codes_are_the_most_frequent_of_each_class_and_cell(test, num_codes):
+    vqvae = a_pair(num_codes).vqvae.float()
+    usual = writing.usual_codes(vqvae, test)
+    codes = vqvae.encode(data.to_images(test.pixels))
+    for label, row, column in [(0, 0, 0), (3, 3, 3), (9, 6, 2)]:
+        count = Counter(codes[test.labels == label, row, column].tolist())
+        assert count[usual[label, row, column].item()] == max(count.values())
+
+
+@pytest.mark.parametrize("num_codes", [32, 64, 256])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_trace_is_what_the_transformer_saw_at_each_choice(num_codes, temperature):
+    (vqvae, transformer), K = a_pair(num_codes), num_codes
+    usual = torch.randint(K, (10, 7, 7), generator=seeded())
+    trace = writing.trace(Pair(vqvae, transformer), usual, 4, temperature, seed=1)
+    codes = sampling.sample(transformer, torch.tensor([4]), temperature=temperature, generator=seeded(1))
+    assert torch.equal(trace.codes, codes.flatten())
+    for t in (0, 1, 20, 48):
+        tokens = torch.cat([torch.tensor([K + 4]), trace.codes[:t]])[None]
+        with torch.no_grad():
+            logits = transformer(tokens)[0, -1, :K]
+            attention = transformer.attention_maps(tokens)[:, 0, :, -1]
+        expected = (logits / temperature).softmax(-1) if temperature else torch.eye(K)[logits.argmax()].double()
+        assert torch.allclose(trace.probabilities[t].double(), expected, atol=1e-5)
+        assert torch.equal(trace.ranking[t], logits.float().argsort(descending=True))
+        entropy = -sum(p * torch.tensor(p).log().item() for p in expected.tolist() if p > 0)
+        assert trace.entropy[t].item() == pytest.approx(entropy, abs=1e-4)
+        assert torch.allclose(trace.attention[:, :, t, : t + 1].double(), attention, atol=1e-5)
+        assert (trace.attention[:, :, t, t + 1 :] == 0).all()
+        assert torch.equal(trace.stages[t].flatten()[:t], trace.codes[:t])
+        assert torch.equal(trace.stages[t].flatten()[t:], usual[4].flatten()[t:])
+    assert torch.equal(trace.pictures, vqvae.decode(trace.stages).float())
+    assert torch.allclose(trace.pictures[49], vqvae.decode(codes)[0].float())
+
+
+def test_a_trace_is_of_the_transformer_without_dropout_whatever_its_mode(vqvae):
+    torch.manual_seed(0)
+    transformer = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, dropout=0.5)).double()
+    usual = torch.zeros(10, 7, 7, dtype=torch.int64)
+    expected = writing.trace(Pair(vqvae, transformer.eval()), usual, 4)
+    trace = writing.trace(Pair(vqvae, transformer.train()), usual, 4)
+    assert transformer.training and torch.equal(trace.codes, expected.codes)
+    assert torch.equal(trace.probabilities, expected.probabilities) and torch.equal(trace.attention, expected.attention)
+
+
+def test_variants_change_one_code(vqvae):
+    codes = torch.randint(64, (7, 7), generator=seeded())
+    pictures = editor.variants(vqvae, codes, 24, torch.tensor([5, 63, int(codes[3, 3])]))
+    for picture, code in zip(pictures, (5, 63, codes[3, 3]), strict=True):
+        changed = codes.clone()
+        changed[3, 3] = code
+        assert torch.allclose(picture, vqvae.decode(changed[None])[0])
+
+
+def test_crop_takes_the_cells_own_pixels_and_black_beyond_the_rim():
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(editor.crop(images, 9), images[:, :, 4:8, 8:12])
+    corner = editor.crop(images, 48, around=4)
+    assert corner.shape == (2, 1, 12, 12) and torch.equal(corner[:, :, :8, :8], images[:, :, 20:, 20:])
+    assert (corner[:, :, 8:] == -1).all() and (corner[..., 8:] == -1).all()
+
+
+def points_in_the_plane():
+    generator = seeded()
+    centres = torch.tensor([[2.0, 1.0], [-2.0, 1.5], [0.0, -2.0]])
+    return centres[torch.randint(3, (200,), generator=generator)] + 0.4 * torch.randn(200, 2, generator=generator)
+
+
+def test_a_walk_is_made_of_moving_average_steps():
+    points = points_in_the_plane()
+    steps = walk.quantizer_walk(points, K=5, start="random points", decay=0.8, steps=4)
+    quantizer = VectorQuantizer(VQVAEConfig(num_codes=5, code_dim=2, quantizer="ema"))
+    quantizer.codebook.copy_(steps.codebooks[0])
+    quantizer.ema_sum.copy_(steps.codebooks[0])
+    for step in range(1, 5):
+        quantizer.ema_update(points, quantizer.nearest(points), decay=0.8)
+        assert torch.allclose(steps.codebooks[step], quantizer.codebook)
+    assert (steps.revived == 0).all()
+    known = {tuple(point) for point in points.tolist()}
+    assert all(tuple(code) in known for code in steps.codebooks[0].tolist())
+
+
+def used(points, codebook):
+    return len(torch.cdist(points, codebook).argmin(1).unique())
+
+
+def test_codes_that_start_to_one_side_die_and_revival_or_kmeans_cures_it():
+    points = points_in_the_plane()
+    collapsed = walk.quantizer_walk(points)
+    assert (collapsed.codebooks[0].mean(0) > points.mean(0)).all()
+    assert used(points, collapsed.codebooks[-1]) < 8
+    revived = walk.quantizer_walk(points, revive_below=0.2)
+    assert used(points, revived.codebooks[-1]) == 8 and revived.revived[-1] > 0
+    assert (revived.revived.diff() >= 0).all()
+    assert used(points, walk.quantizer_walk(points, start="k-means").codebooks[0]) == 8
+
+
+def test_a_walk_refuses_what_it_cannot_do_and_leaves_the_readers_generator_alone():
+    points = points_in_the_plane()
+    with pytest.raises(ValueError, match="start"):
+        walk.quantizer_walk(points, start="kmeans")
+    with pytest.raises(ValueError, match="K"):
+        walk.quantizer_walk(points, K=201)
+    before = torch.get_rng_state()
+    walk.quantizer_walk(points, revive_below=0.3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- what they draw --------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_enlarged_by_whole_pixels_and_a_last_row_is_filled_with_black():
+    images = torch.linspace(-1, 1, 3 * 28 * 28).reshape(3, 1, 28, 28)
+    png = drawing.sprite(images, columns=2, zoom=3)
+    assert drawing.png_size(png) == (168, 168)
+    picture = opened(png)
+    small = picture.resize((56, 56), Image.Resampling.NEAREST)
+    again = small.resize((336, 336), Image.Resampling.NEAREST)
+    assert picture.size == (336, 336) and picture.tobytes() == again.tobytes()
+    assert small.getpixel((28 + 7, 5)) == (grey(images)[1, 0, 5, 7],) * 3
+    assert small.getpixel((0, 0)) == (0, 0, 0) and small.getpixel((27, 55)) == (255, 255, 255)
+    assert small.crop((28, 28, 56, 56)).getcolors() == [(784, (0, 0, 0))]
+
+
+def test_the_verdict_is_green_if_it_is_right():
+    def shown(verdict):
+        strip = studio.Strip(torch.zeros(1, 1, 28, 28), torch.tensor([2.0]), torch.tensor([verdict]))
+        return colours(studio.draw_strip(strip, label=6))
+
+    right, wrong = ((127, 209, 174), (255, 158, 128))
+    assert right in shown(6) and wrong not in shown(6)
+    assert wrong in shown(4) and right not in shown(4)
+
+
+def test_a_gallery_puts_pictures_row_by_row_with_room_below():
+    images = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1).expand(3, 1, 28, 28)
+    sheet, places = drawing.gallery(images, columns=2, zoom=2, foot=20)
+    assert drawing.png_size(sheet.png()) == (2 * 62 + 6, 2 * 76 + 6)
+    assert places == [(6, 6), (68, 6), (6, 82)]
+    for (x, y), value in zip(places, (0, 128, 255), strict=True):
+        assert sheet.image.getpixel((2 * x, 2 * y)) == sheet.image.getpixel((2 * x + 111, 2 * y + 111)) == (value,) * 3
+
+
+def a_trace(pair, **knobs):
+    return writing.trace(pair, torch.zeros(10, 7, 7, dtype=torch.int64), 4, **knobs)
+
+
+def test_the_sheet_of_a_trace_keeps_its_size_and_changes_with_each_step(pair):
+    trace = a_trace(pair)
+    sheets = [writing.draw_trace(trace, t, 0, 0, pair.vqvae) for t in range(50)]
+    assert len({drawing.png_size(png) for png in sheets}) == 1 and len(set(sheets)) == 50
+    assert writing.draw_trace(trace, 20, 1, 2, pair.vqvae) != sheets[20]  # another head
+
+
+def test_an_unwritten_cell_is_dimmed(pair):
+    trace = a_trace(pair)
+    picture = opened(writing.draw_trace(trace, 14, 0, 0, pair.vqvae, zoom=6))
+
+    def shown(row, column):
+        return picture.getpixel((2 * (16 + 6 * column) + 6, 2 * (22 + 6 * row) + 6))[0]
+
+    values = (trace.pictures[14][0] + 1) * 127.5
+    assert shown(3, 5) == pytest.approx(values[3, 5].item(), abs=1)
+    assert shown(20, 5) == pytest.approx(0.3 * values[20, 5].item(), abs=1)
+
+
+def test_the_drawn_code_is_framed_even_if_it_was_unlikely(pair):
+    trace = a_trace(pair, temperature=3.0)
+    ranks = [(trace.ranking[t] == trace.codes[t]).nonzero().item() for t in range(49)]
+    t = max(range(49), key=ranks.__getitem__)
+    assert ranks[t] >= 10
+    picture = opened(writing.draw_trace(trace, t, 0, 0, pair.vqvae))
+    left, top = 16 + 9 * 52, 22 + 168 + 14 + 20  # the tenth candidate
+    assert picture.getpixel((2 * left + 1, 2 * top + 1)) == (0xE6, 0x9F, 0x00)
+
+
+def test_a_line_shows_how_many_rows_of_a_completion_were_given():
+    def marked(rows):
+        png = completion.draw_completions(torch.full((2, 1, 28, 28), -1.0), rows, ["original", "1"])
+        picture = opened(png)
+        return [[picture.getpixel((2 * x + 40, 2 * y)) == (0xE6, 0x9F, 0x00) for x in (6, 124)] for y in (53, 101)]
+
+    assert marked(3) == [[False, True], [False, False]]  # 3 rows of 16 pixels, below 6 of margin
+    assert marked(6) == [[False, False], [False, True]]
+    assert marked(0) == marked(7) == [[False, False], [False, False]]
+
+
+def test_a_walks_sheet_marks_used_codes_black_and_dead_ones_white_where_they_lie():
+    points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    codebook = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [3.0, 4.0]]])
+    png = walk.draw_walk(points, walk.Walk(codebook, torch.zeros(1, dtype=torch.int64)), 0)
+    picture, unit = opened(png), 380 / 4.4  # the plane from -0.2 to 4.2
+    for (x, y), colour in (((0, 0), 0), ((1, 1), 0), ((3, 4), 255)):
+        at = (round(2 * (x + 0.2) * unit), round(2 * (404 - (y + 0.2) * unit)))
+        assert picture.getpixel(at) == (colour,) * 3
+    assert drawing.png_size(png) == (380, 404)
+
+
+# --- the controls ----------------------------------------------------------------------------------------------------
+
+
+def no_error(panel):
+    assert panel.error is None, panel.status.value
+    assert "Error" not in panel.status.value
+
+
+def moves(panel, control, value):
+    """Move a control there and back: the picture changes, and comes back."""
+    slider, before = getattr(panel, control), panel.image.value
+    old = slider.value
+    slider.value = value
+    no_error(panel)
+    assert panel.image.value != before
+    slider.value = old
+    no_error(panel)
+    assert panel.image.value == before, "the noise is fixed: the same knobs give the same picture"
+
+
+@pytest.fixture
+def a_studio(pair):
+    return panels.SamplingStudio(pair, a_classifier(1), a_classifier(2), n=3)
+
+
+@pytest.mark.parametrize(
+    "control, value",
+    [
+        *[("label", 2), ("temperature", 1.5), ("guidance", 3.0), ("top_k", 2)],
+        *[("top_p", 0.3), ("n", 5), ("draws", 4), ("seed", 7)],
+    ],
+)
+def test_studio_each_control_changes_the_picture_and_back_again(a_studio, control, value):
+    no_error(a_studio)
+    moves(a_studio, control, value)
+
+
+def test_studio_shows_what_sample_writes(a_studio):
+    pair = a_studio.pair
+    codes = sampling.sample(pair.transformer, torch.full((3,), 6), generator=seeded())
+    images = pair.vqvae.decode(codes).float()
+    nats = torch.stack([surprises(pair, picture, 6).mean() for picture in codes])
+    with torch.no_grad():
+        verdicts = a_studio.judge(images).argmax(1)
+    assert a_studio.image.value == studio.draw_strip(studio.Strip(images, nats, verdicts), 6)
+    assert f"in {(verdicts == 6).sum()} of 3" in a_studio.status.value and "ms" in a_studio.status.value
+    assert a_studio.image.layout.width == f"{drawing.png_size(a_studio.image.value)[0]}px"
+
+
+def test_studio_draws_new_noise(a_studio):
+    for _ in range(3):
+        before = a_studio.image.value
+        a_studio.new_seed.click()
+        assert a_studio.image.value != before
+    no_error(a_studio)
+
+
+def test_studio_saves_without_overwriting(a_studio, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        a_studio.save.click()
+        no_error(a_studio)
+    saved = sorted(tmp_path.iterdir())
+    assert [path.name for path in saved] == ["shirt-temperature0.8-seed0-2.png", "shirt-temperature0.8-seed0.png"]
+    assert all(path.read_bytes() == a_studio.image.value for path in saved)
+    assert str(saved[0]) in a_studio.status.value
+    a_studio.label.value, a_studio.guidance.value, a_studio.draws.value = 0, 2.0, 2  # "T-shirt/top" names no folder
+    a_studio.save.click()
+    no_error(a_studio)
+    assert (tmp_path / "t-shirt-top-temperature0.8-guidance2-seed0-best-of-2.png").is_file()
+
+
+def test_studio_says_that_greedy_pictures_are_all_alike(a_studio):
+    a_studio.temperature.value = 0.0
+    no_error(a_studio)
+    assert "all are the same" in a_studio.status.value
+    before = a_studio.image.value
+    a_studio.seed.value = 5
+    assert a_studio.image.value == before
+
+
+def test_an_error_is_shown_in_words_kept_and_forgotten(a_studio):
+    before, pair = a_studio.image.value, a_studio.pair
+    a_studio.pair = None
+    a_studio.temperature.value = 1.0
+    assert isinstance(a_studio.error, AttributeError) and "AttributeError" in a_studio.status.value
+    assert a_studio.image.value == before and "from before" in a_studio.status.value
+    a_studio.new_seed.click()
+    assert isinstance(a_studio.error, AttributeError) and "AttributeError" in a_studio.status.value
+    a_studio.pair, a_studio.seed.value = pair, 0
+    a_studio.temperature.value = 0.8
+    no_error(a_studio)
+
+
+OF_A_PAIR = [panels.SamplingStudio, panels.TokenByToken, panels.CodeEditor, panels.Completion]
+
+
+@pytest.mark.parametrize("panel", OF_A_PAIR)
+def test_without_weights_a_panel_says_what_to_run(panel, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    monkeypatch.setenv("VQLIB_RUNS", str(tmp_path / "runs"))
+    broken = panel()
+    assert isinstance(broken.error, Exception)
+    assert "vqvae.safetensors" in broken.status.value
+    assert "git checkout" in broken.status.value or "python -m vqlib.training" in broken.status.value
+    assert broken.widget.children == (broken.status,)
+
+
+@pytest.mark.parametrize("panel", OF_A_PAIR)
+def test_a_panel_refuses_what_is_no_pair(panel, pair):
+    broken = panel(pair.transformer)
+    assert isinstance(broken.error, ValueError) and "pair" in broken.status.value
+
+
+@pytest.fixture
+def tokens_panel(pair):
+    pair.vqvae.float()  # it encodes the mini set, whose images are float32
+    return panels.TokenByToken(pair)
+
+
+@pytest.mark.parametrize("control, value", [("label", 2), ("temperature", 2.0), ("seed", 5)])
+def test_token_by_token_another_picture(tokens_panel, control, value):
+    tokens_panel.step.value = 30
+    moves(tokens_panel, control, value)
+
+
+def test_token_by_token_each_step_shows_another_state_of_the_same_picture(tokens_panel):
+    trace, shown = tokens_panel.trace, set()
+    for step in range(50):
+        tokens_panel.step.value = step
+        no_error(tokens_panel)
+        shown.add(tokens_panel.image.value)
+    assert len(shown) == 50 and tokens_panel.trace is trace  # it is drawn anew, not written anew
+    tokens_panel.step.value = 20
+    moves(tokens_panel, "layer", 1)
+    moves(tokens_panel, "head", 3)
+    assert (tokens_panel.layer.max, tokens_panel.head.max) == (1, 3)
+
+
+def test_play_and_slider_are_tied_in_the_front_end(tokens_panel):
+    assert tokens_panel.link.source == (tokens_panel.play, "value")
+    assert tokens_panel.link.target == (tokens_panel.step, "value")
+    assert (tokens_panel.play.min, tokens_panel.play.max) == (tokens_panel.step.min, tokens_panel.step.max) == (0, 49)
+
+
+@pytest.fixture
+def an_editor(pair):
+    return panels.CodeEditor(pair)
+
+
+def background(mosaic):
+    """The picture behind the buttons, as small as it was: (h, w) whole numbers in 0…255."""
+    png = base64.b64decode(re.search(r"base64,([^)]*)\)", mosaic.style.value)[1])
+    picture, zoom = opened(png), 2 * mosaic.unit // 4
+    small = picture.resize((picture.width // zoom, picture.height // zoom), Image.Resampling.NEAREST).convert("L")
+    return torch.tensor(list(small.getdata())).reshape(small.height, small.width)
+
+
+def encoded(pair, test, number):
+    return pair.vqvae.encode(data.to_images(test.pixels[number : number + 1]).double())[0]
+
+
+def test_editor_a_click_on_a_cell_and_on_a_code_changes_one_code(an_editor, pair, test):
+    no_error(an_editor)
+    codes = encoded(pair, test, 4)
+    before = -surprises(pair, codes, int(test.labels[4])).sum()
+    an_editor.cells.buttons[16].click()
+    assert an_editor.cell.value == 16 and an_editor.code.value == codes[2, 2]
+    image = an_editor.image.value
+    code = (int(codes[2, 2]) + 1) % 64
+    an_editor.palette.buttons[code].click()
+    no_error(an_editor)
+    codes[2, 2] = code
+    assert an_editor.code.value == code and torch.equal(an_editor.codes, codes)
+    assert an_editor.image.value != image
+    now = -surprises(pair, codes, int(test.labels[4])).sum()
+    assert "1 code changed" in an_editor.status.value
+    assert f"{now:.1f} nats, before {before:.1f}" in an_editor.status.value
+    an_editor.reset.click()
+    assert "0 codes changed" in an_editor.status.value and f"{before:.1f} nats" in an_editor.status.value
+
+
+@pytest.mark.parametrize("num_codes", [32, 64, 256])
+def test_editors_buttons_show_the_picture_and_what_each_code_would_draw(num_codes, test):
+    pair = a_pair(num_codes)
+    panel = panels.CodeEditor(pair)
+    no_error(panel)
+    assert panel.code.max == num_codes - 1
+    assert (len(panel.cells.buttons), len(panel.palette.buttons)) == (49, num_codes)
+    panel.cell.value, panel.code.value = 18, num_codes - 1
+    no_error(panel)
+    codes = encoded(pair, test, 4)
+    codes[2, 4] = num_codes - 1
+    assert torch.equal(background(panel.cells), grey(pair.vqvae.decode(codes[None])[0, 0]))
+    patches = background(panel.palette)
+    assert patches.shape == (num_codes // 8 * 4, 32)
+    for code in (0, 9, num_codes - 1):
+        codes[2, 4] = code
+        drawn = grey(pair.vqvae.decode(codes[None])[0, 0, 8:12, 16:20])
+        row, column = 4 * (code // 8), 4 * (code % 8)
+        assert torch.equal(patches[row : row + 4, column : column + 4], drawn)
+    assert f"-{num_codes - 1} {{outline" in panel.palette.style.value and "-18 {outline" in panel.cells.style.value
+
+
+def test_editor_moving_to_another_cell_changes_no_code(an_editor):
+    original = an_editor.codes.clone()
+    for cell in range(49):
+        an_editor.cell.value = cell
+        assert an_editor.code.value == original.flatten()[cell]
+    assert torch.equal(an_editor.codes, original)
+    no_error(an_editor)
+
+
+def test_editor_resamples_what_comes_after_the_cell(an_editor):
+    original = an_editor.codes.clone().flatten()
+    an_editor.cell.value = 20
+    results = []
+    for _ in range(3):
+        an_editor.resample.click()
+        no_error(an_editor)
+        now = an_editor.codes.flatten()
+        assert torch.equal(now[:21], original[:21]) and not torch.equal(now[21:], original[21:])
+        results.append(now)
+    assert not torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
+    an_editor.cell.value = 48
+    for button, words in ((an_editor.resample, "nothing comes after"), (an_editor.graft, "no row below")):
+        button.click()
+        no_error(an_editor)
+        assert torch.equal(an_editor.codes.flatten(), results[-1]) and words in an_editor.status.value
+
+
+def test_editor_grafts_the_rows_below(an_editor, pair, test):
+    original = an_editor.codes.clone()
+    before, status = an_editor.second.value, an_editor.status.value
+    an_editor.other.value = 123
+    assert an_editor.second.value != before and an_editor.status.value == status
+    an_editor.cell.value = 16  # in row 2
+    an_editor.graft.click()
+    no_error(an_editor)
+    assert torch.equal(an_editor.codes[:3], original[:3])
+    assert torch.equal(an_editor.codes[3:], encoded(pair, test, 123)[3:])
+
+
+def test_editor_another_picture_brings_its_codes_and_class(an_editor, pair, test):
+    an_editor.number.value = 7
+    no_error(an_editor)
+    assert torch.equal(an_editor.codes, encoded(pair, test, 7))
+    assert data.CLASS_NAMES[test.labels[7]] in an_editor.status.value
+
+
+def test_two_editors_do_not_share_their_style(pair):
+    first, second = panels.CodeEditor(pair), panels.CodeEditor(pair)
+    rules = {mosaic.rule for panel in (first, second) for mosaic in (panel.cells, panel.palette)}
+    assert len(rules) == 4 and first.cells.rule not in second.cells.style.value
+
+
+@pytest.mark.parametrize("control, value", [("number", 7), ("rows", 5), ("temperature", 1.7), ("seed", 3)])
+def test_completion_each_control_changes_the_picture_and_back_again(pair, control, value):
+    panel = panels.Completion(pair, n=2)
+    no_error(panel)
+    moves(panel, control, value)
+
+
+@pytest.mark.parametrize("rows", [0, 3, 7])
+def test_completion_keeps_the_upper_rows(pair, test, rows):
+    panel = panels.Completion(pair, rows=rows, n=4)
+    no_error(panel)
+    codes = encoded(pair, test, 4)
+    prefix = codes.flatten()[None, : 7 * rows].repeat(4, 1)
+    labels = test.labels[4:5].repeat(4)
+    written = sampling.sample(pair.transformer, labels, prefix=prefix, generator=seeded())
+    assert torch.equal(written[:, :rows], codes[:rows].expand(4, rows, 7))
+    images = torch.cat([pair.vqvae.decode(codes[None]), pair.vqvae.decode(written)]).float()
+    images = torch.cat([data.to_images(test.pixels[4:5]), images])
+    assert len(written.unique(dim=0)) == (1 if rows == 7 else 4)
+    names = ["original", "its copy", "1", "2", "3", "4"]
+    assert panel.image.value == completion.draw_completions(images, rows, names)
+
+
+@pytest.mark.parametrize(
+    "control, value", [("step", 9), ("start", "k-means"), ("revive", 0.3), ("K", 5), ("decay", 0.5), ("seed", 3)]
+)
+def test_walk_each_control_changes_the_picture_and_back_again(control, value):
+    panel = panels.QuantizerWalk(torch.randn(100, 2, generator=seeded()))
+    panel.step.value = 30
+    no_error(panel)
+    moves(panel, control, value)
+
+
+@pytest.mark.parametrize("num_codes", [32, 256])
+def test_each_panel_shows_a_pair_with_another_number_of_codes(num_codes):
+    pair = a_pair(num_codes)
+    a_studio = panels.SamplingStudio(pair, a_classifier(1), a_classifier(2), n=2)
+    no_error(a_studio)
+    assert a_studio.top_k.max == a_studio.top_k.value == num_codes and str(num_codes) in a_studio.top_k.description
+    moves(a_studio, "top_k", 2)
+    moves(a_studio, "guidance", 3.0)
+    codes = sampling.sample(pair.transformer, torch.full((2,), 6), generator=seeded())
+    assert codes.max() < num_codes and (num_codes == 32 or codes.max() >= 64)  # it isn't about the usual 64
+    assert a_studio.image.value == studio.draw_strip(studio.write_strip(pair, a_studio.judge, 6, n=2), 6)
+    pair.vqvae.float()
+    tokens_panel = panels.TokenByToken(pair)
+    no_error(tokens_panel)
+    assert tokens_panel.trace.probabilities.shape == (49, num_codes)
+    moves(tokens_panel, "step", 30)
+    panel = panels.Completion(pair, n=2)
+    no_error(panel)
+    moves(panel, "seed", 3)
+
+
+def test_a_panel_leaves_the_transformer_in_the_mode_it_was_in(pair):
+    pair.transformer.train()
+    no_error(panels.Completion(pair))
+    no_error(panels.SamplingStudio(pair, a_classifier(1), a_classifier(2)))
+    assert pair.transformer.training
+
+
+def test_without_ipywidgets_the_error_says_what_to_install():
+    code = """
+import sys
+sys.modules["ipywidgets"] = None
+from vqlib.notebook import exercises, plots, setup
+from vqlib.notebook import panels
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.strip().endswith(
+        "ImportError: the panels need ipywidgets: pip install ipywidgets"
+    )

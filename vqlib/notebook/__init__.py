@@ -1,0 +1,1 @@
+"""What only the notebooks use: set-up, figures, panels, and the checkers of the exercises."""

@@ -1,0 +1,1 @@
+"""Diagrams of the models and of what flows through them, as matplotlib figures that the notebooks show."""

@@ -1,0 +1,340 @@
+"""Checkers for the exercises of the notebooks: each tries an answer, and gives a hint if something is wrong.
+
+A checker takes the reader's function and prints "Right.", or a hint about the first mistake that it finds. It never
+raises, so that a notebook always runs to its end. One solution to each exercise is in notebooks/solutions.
+"""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+
+from vqlib.tokens import Vocabulary
+
+VOCABULARY = Vocabulary()  # of the original recipe: 64 codes, 10 classes
+K = VOCABULARY.num_codes
+ALL = []  # the checkers, in the order of the notebooks
+
+
+class Hint(Exception):
+    """What the author of a wrong answer should read."""
+
+
+def checker(check):
+    """Turn a checking function that raises `Hint` into one that prints the verdict."""
+
+    @functools.wraps(check)
+    def tried(answer):
+        answered = []
+
+        def ask(*arguments):
+            given = answer(*map(_copy, arguments))
+            if given is None or given is ...:
+                _hint(answered, f"Your function works for some arguments, but for others it returns {given}.")
+                raise NotImplementedError
+            answered.append(given)
+            return given
+
+        try:
+            check(ask)
+            print("Right.")
+        except NotImplementedError:
+            print("No answer yet: your function returns nothing. Write it above, then run this cell again.")
+        except Hint as hint:
+            print(f"Not yet. {hint}")
+        except Exception as error:
+            print(f"Not yet. Your function stopped with {type(error).__name__}: {error}")
+
+    ALL.append(tried)
+    return tried
+
+
+def _copy(argument):
+    """A copy, since the reader's function may overwrite it; but gradients must reach the tensor itself."""
+    plain = isinstance(argument, torch.Tensor) and not argument.requires_grad
+    return argument.clone() if plain else argument
+
+
+def _hint(wrong, hint):
+    if wrong:
+        raise Hint(hint)
+
+
+def _tensor(given, like, what):
+    """``given`` in the dtype of ``like``, if it is a tensor of that shape."""
+    kind = type(given).__name__
+    _hint(not isinstance(given, torch.Tensor), f"{what} should be a tensor, and yours is of type {kind}.")
+    shapes = tuple(like.shape), tuple(given.shape)
+    _hint(shapes[0] != shapes[1], f"{what} should have the shape {shapes[0]}, and yours has {shapes[1]}.")
+    return given.to(like.dtype)
+
+
+def _parts(given, *names):
+    wrong = not isinstance(given, tuple | list) or len(given) != len(names)
+    _hint(wrong, f"Your function should return {len(names)} things: {', '.join(names)}.")
+    return given
+
+
+def _close(a, b, tolerance=1e-5):
+    return bool((a - b).abs().max() <= tolerance)  # False if there is a NaN
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- notebook 1
+@checker
+def thumbnail_levels(answer):
+    """answer(side) -> how many grey levels each of side² cells may have, if all cells together may cost 294 bits."""
+    for side, right in ((7, 64), (14, 2), (10, 7), (28, 1)):
+        cells, given = side**2, float(answer(side))
+        bits, where = 294 / cells, f"With {side}×{side} cells"
+        if given == right:
+            continue
+        _hint(abs(given / bits - 1) < 1e-4, f"{where}, you give the bits per cell. b bits can name 2**b levels.")
+        whole = (
+            f"The bits per cell need not be whole. {where}, {right} levels cost {cells * math.log2(right):.0f} bits."
+        )
+        _hint(given == 2 ** (294 // cells), whole)
+        _hint(given == right - 1, f"{where}, {right} levels fit exactly. exp and log round it off, 2 ** bits doesn't.")
+        _hint(given == right + 1, f"{where}, {given:g} levels would cost more than 294 bits. Round down.")
+        _hint(abs(given / 2**bits - 1) < 1e-4, f"{where}, {given:.2f} is not a whole number of levels.")
+        raise Hint(f"{where} you say {given:g}. A cell has 294 / {cells} = {bits:.2f} bits: how many levels is that?")
+
+
+@checker
+def huffman_lengths(answer):
+    """answer(shares) -> how many bits Huffman's code spends on the name of each share (floats that sum to 1)."""
+    few = ([0.25] * 4, [0.5, 0.25, 0.125, 0.125], [0.4, 0.3, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02])
+    for shares in (*few, torch.softmax(1.5 * _random(64), 0).tolist()):
+        lengths = [float(length) for length in answer(list(shares))]
+        where = f"For {'64 shares' if len(shares) == 64 else f'the shares {shares}'}"
+        n, kraft, right = len(lengths), sum(2**-length for length in lengths), _huffman(shares)
+        _hint(n != len(shares), f"{where} there should be one length per share, and you return {n}.")
+        proper = all(length.is_integer() and length >= 1 for length in lengths)
+        _hint(not proper, f"{where} you return {lengths[:4]}…, but a name has a whole number of bits, at least one.")
+        _hint(kraft > 1 + 1e-9, f"{where} the names are too short: one would have to be a prefix of another.")
+        mean, best = (sum(s * n for s, n in zip(shares, of, strict=True)) for of in (lengths, right))
+        if mean > best + 1e-9:
+            swapped = sorted(lengths) == sorted(right)
+            _hint(swapped, f"{where} the lengths are right, but they stand in another order than the shares.")
+            better = "Always join the two *rarest* groups: each join makes their names one bit longer."
+            raise Hint(f"{where} you spend {mean:.3f} bits on average, and {best:.3f} would do. {better}")
+
+
+def _huffman(shares):
+    groups = [(share, [i]) for i, share in enumerate(shares)]
+    lengths = [0] * len(shares)
+    while len(groups) > 1:
+        groups.sort(key=lambda group: group[0])
+        (a, first), (b, second), *groups = groups
+        for i in first + second:
+            lengths[i] += 1
+        groups.append((a + b, first + second))
+    return lengths
+
+
+# --- notebook 2
+@checker
+def straight_through(answer):
+    """answer(z, q) -> a tensor with the value of q, whose gradient goes to z unchanged, and not to q."""
+    z, q, upstream = (_random(5, 16, seed=seed) for seed in range(3))
+    kept = z.clone(), q.clone()
+    z.requires_grad_(), q.requires_grad_()
+    given = _tensor(answer(z, q), q, "The answer")
+    changed = not (torch.equal(z, kept[0]) and torch.equal(q, kept[1]))
+    _hint(changed, "Your function overwrites z or q, which the loss still needs. Make a new tensor instead.")
+    _hint(_close(given, z.detach()), "The answer has the value of z, and should have that of q.")
+    _hint(not _close(given, q.detach()), "The answer should have the value of q.")
+    _hint(not given.requires_grad, "The value is right, but no gradient passes through at all: you detach too much.")
+    to_z, to_q = torch.autograd.grad(given, (z, q), upstream, allow_unused=True)
+    _hint(to_z is None or not to_z.any(), "The value is right, but no gradient reaches z.")
+    _hint(not _close(to_z, upstream), "A gradient reaches z, but it should be the incoming one, unchanged.")
+    _hint(to_q is not None and to_q.any(), "The gradient reaches q as well. Detach what should count as a constant.")
+
+
+@checker
+def moving_average_step(answer):
+    """answer(count, total, vectors, codes, decay) -> (count, total, codebook) after one step of appendix A.1."""
+    vectors, codes = _random(30, 2), torch.arange(30) % 3
+    codes[codes == 2] = 0  # no vector chooses code 2 or 3
+    count, total, decay = torch.tensor([4.0, 9.0, 2.0, 1.0]), _random(4, 2, seed=1), 0.9
+    try:
+        given = _parts(answer(count, total, vectors, codes, decay), "count", "total", "codebook")
+    except RuntimeError as error:
+        short = "size of tensor" in str(error)
+        _hint(short, "A code that no vector chose still has its place, with count 0: bincount takes minlength=.")
+        raise
+    new_count, new_total = _tensor(given[0], count, "count"), _tensor(given[1], total, "total")
+    codebook, keep, add = _tensor(given[2], total, "The codebook"), decay, 1 - decay
+    chosen = F.one_hot(codes, 4).float()  # (30, 4)
+    often, sums, some = chosen.sum(0), chosen.T @ vectors, chosen.sum(0) > 0
+    right_count, right_total = keep * count + add * often, keep * total + add * sums
+    _hint(_close(new_count, add * count + keep * often), "decay is the share of the *old* average that stays.")
+    once = "count[codes] += 1 adds only once, however often a code occurs. Use bincount or index_add_."
+    _hint(_close(new_count, keep * count + add * some), once)
+    _hint(_close(new_count, right_count.where(some, count)), "Codes that no vector chose should decay, too.")
+    _hint(not _close(new_count, right_count), "count should be decay · old + (1 - decay) · how many chose each code.")
+    means = (keep * total + add * sums / often[:, None])[some]
+    _hint(_close(new_total[some], means), "total should average the *sums* of each code's vectors, not their means.")
+    _hint(not _close(new_total, right_total), "total should be decay · old + (1 - decay) · the sum of the vectors.")
+    _hint(not _close(codebook, right_total / right_count[:, None], 1e-3), "Almost: each code is total / count.")
+
+
+# --- notebook 3
+@checker
+def codes_of(answer):
+    """answer(sequence) -> (label, codes): for (51,) tokens, an int in 0…9 and the (7, 7) codes."""
+    codes = torch.randint(K, (3, 7, 7), generator=torch.Generator().manual_seed(0))
+    for one, label in zip(codes, (0, 6, 9), strict=True):
+        sequence = VOCABULARY.to_sequences(one[None], torch.tensor([label]))[0]
+        first, given = _parts(answer(sequence), "the label", "the codes")
+        _hint(isinstance(first, torch.Tensor) and first.numel() > 1, "Return the label first, then the codes.")
+        _hint(int(first) == K + label, f"{K + label} is the start token of class {label}: subtract {K}.")
+        _hint(int(first) != label, f"The label should be {label}, and yours is {int(first)}.")
+        if isinstance(given, torch.Tensor) and given.numel() == one.numel():
+            flat, place = given.flatten(), "The codes are sequence[1:50]."
+            _hint(torch.equal(flat[:-1], one.flatten()[1:]), f"Off by one: you begin with the second code. {place}")
+            _hint(flat.max() >= K, f"Token {int(flat.max())} is not a code. {place}")
+        given = _tensor(given, one, "The grid of codes")
+        _hint(torch.equal(given, one.T), "Rows and columns are swapped: the codes stand in the sequence row by row.")
+        _hint(not torch.equal(given, one), "These are not the codes of the picture.")
+
+
+@checker
+def left_neighbour_nats(answer):
+    """answer(train_codes, test_codes) -> mean nats of the codes in columns 1…6, predicted from the code to the left."""
+    generator = torch.Generator().manual_seed(0)
+    start = K * torch.rand(60, 7, 1, generator=generator) ** 3
+    codes = (start + torch.randint(6, (60, 7, 7), generator=generator).cumsum(-1)).long().clamp(max=K - 1)
+    learn, score = codes[:50], codes[50:]
+    given, right = float(answer(learn, score)), _left_nats(learn, score)
+    if abs(given - right) <= 1e-3:
+        return
+    _hint(not math.isfinite(given), "A pair that training never saw is infinitely surprising: add one to each count.")
+    _hint(given < 0, "-ln p is never negative. Is the sign wrong?")
+    rows = "The first code of a row has no left neighbour."
+    hints = {
+        "pairs once": "table[left, next] += 1 counts frequent pairs once: use bincount or index_put_(accumulate=True).",
+        "no keepdim": "table / table.sum(1) divides each column by the sum of a row: add keepdim=True.",
+        "transposed": "The table is normalized the wrong way: for each *left* code, the 64 shares should sum to 1.",
+        "one sum": "You score the *pair*. For the next code, given the left one, divide each row by its own sum.",
+        "above": "You predict from the code *above*. The left neighbour is one column before, in the last dimension.",
+        "wraps": f"{rows} Predict columns 1 to 6 only.",
+        "wraps in training": f"{rows} In training, too, count columns 1 to 6 only.",
+        "bits": "You return bits. For nats, use the natural logarithm.",
+        "no one added": "Add one to each count, so that no pair is impossible.",
+    }
+    for how, hint in hints.items():
+        _hint(abs(given - _left_nats(learn, score, how)) <= 1e-3, hint)
+    steps = "Count the pairs (left, next) in a 64×64 table, add one, divide each row by its sum, and average -ln p."
+    raise Hint(f"On a small test set you get {given:.3f} nats, and it should be {right:.3f}. {steps}")
+
+
+def _left_nats(learn, score, how=""):
+    """The right figure, or what one gets by going wrong in the way called ``how``."""
+
+    def pairs(codes, wraps):
+        codes = codes.mT if how == "above" else codes
+        codes = codes.flatten(1) if wraps else codes
+        return codes[..., :-1].flatten(), codes[..., 1:].flatten()
+
+    left, right = pairs(learn, how.startswith("wraps"))
+    table = torch.zeros(K, K).index_put_((left, right), torch.ones(len(left)), accumulate=how != "pairs once")
+    table += how != "no one added"
+    total = table.sum(0 if how == "transposed" else 1, keepdim=how != "no keepdim")
+    total = table.sum() if how == "one sum" else total
+    nats = -(table / total)[pairs(score, how == "wraps")].log().mean().item()
+    return nats / math.log(2) if how == "bits" else nats
+
+
+# --- notebook 4
+@checker
+def may_look(answer):
+    """answer(S) -> (S, S) bool: True where the token of the row may look at the token of the column."""
+    for S in (5, 2, 1):
+        right, given = torch.ones(S, S, dtype=torch.bool).tril(), answer(S)
+        numbers = isinstance(given, torch.Tensor) and given.dtype != torch.bool
+        _hint(numbers, "Return True and False (dtype=torch.bool). Numbers would be *added* to the scores.")
+        given = _tensor(given, right, "The mask")
+        _hint(torch.equal(given, ~right), "Your mask is True where a token may *not* look. Turn it round.")
+        _hint(S > 1 and given.all(), "With this mask every token sees every other: nothing is masked.")
+        _hint(not given.diagonal().all(), "A token may look at itself, too.")
+        _hint(S > 1 and torch.equal(given, right.T), "These tokens look into the future: it is the row that looks.")
+        wrong = not torch.equal(given, right)
+        _hint(wrong, f"For S = {S} the mask should be\n{right.int()}\nand yours is\n{given.int()}")
+
+
+@checker
+def attend_one_more(answer):
+    """answer(q, k, v, keys, values) -> (output, keys, values): attention of one more token, with a cache.
+
+    q, k, v: (d,) float, of the new token. keys, values: (t, d) float, of the t ≥ 0 tokens before it.
+    """
+    S = 6
+    for d in (16, 9):
+        q, k, v = (2 * _random(S, d, seed=seed) for seed in range(3))
+        scores = (q @ k.T / d**0.5).masked_fill(torch.ones(S, S, dtype=torch.bool).triu(1), -torch.inf)
+        right = scores.softmax(-1) @ v
+        for t in (0, 5, 1, 2, 3, 4):  # 5 comes early, since several mistakes look alike while there are few tokens
+            output, *cache = _parts(answer(q[t], k[t], v[t], k[:t], v[:t]), "output", "keys", "values")
+            output, cached, got = _tensor(output, right[t], "The output"), k[: t + 1], v[: t + 1]
+            for part, whole, name in zip(cache, (cached, got), ("keys", "values"), strict=True):
+                part = _tensor(part, whole, f"{name}, with the new token appended,")
+                _hint(not torch.equal(part, whole), f"{name} should be the old ones, and then the new token's.")
+            _hint(t == 0 and not output.any(), "The first token has only itself to look at: append before you look.")
+            _hint(t and _close(output, v[0]), "You see only token 0: with is_causal=True, one query is the first.")
+            if _close(output, right[t]):
+                continue
+            scores, own = cached @ q[t], "A token looks at itself, too: append before you look."
+            _hint(_close(output, scores.softmax(-1) @ got), "You forgot to divide the scores by √d.")
+            _hint(_close(output, (scores[:t] / d**0.5).softmax(-1) @ v[:t]), own)
+            _hint(_close(output, (scores / d).softmax(-1) @ got), "Divide the scores by √d, not d.")
+            _hint(_close(output, (scores / 4).softmax(-1) @ got), "d is the length of q: here 9, and not always 16.")
+            raise Hint(f"The output of token {t} should be softmax(keys·q / √d) @ values, as in the whole sequence.")
+
+
+# --- notebook 5
+@checker
+def at_temperature(answer):
+    """answer(logits, T) -> (64,) probabilities at temperature T ≥ 0; at T = 0 the likeliest code has them all."""
+    usual = 2 * _random(K)
+    close = usual.index_fill(0, usual.argsort()[-2:-1], usual.max() - 1e-4)
+    for logits, T in ((usual, 1.0), (usual, 0.5), (usual, 2.0), (usual, 0.0), (close, 0.0), (usual, 0.02)):
+        right = (logits / T).softmax(-1) if T else F.one_hot(logits.argmax(), K).float()
+        given = _tensor(answer(logits, T), right, "The answer")
+        finite, best, wanted = bool(given.isfinite().all()), given.max(), right.max()
+        _hint(not finite and T == 0, "At T = 0 you divide by zero. That case needs a line of its own.")
+        _hint(not finite, f"At T = {T:g}, exp overflows. Subtract the largest logit first, or use softmax.")
+        _hint((given < 0).any(), "Some of your probabilities are negative. Did you return their logarithms?")
+        if _close(given, right):
+            continue
+        _hint(logits is close, "The second code is only 0.0001 behind, but at T = 0 it gets nothing. A tiny T isn't 0.")
+        _hint(T == 0, "At T = 0 the likeliest code should have all the probability.")
+        _hint(_close(given, (logits * T).softmax(-1)), "You multiply by T, so a high T sharpens. Divide instead.")
+        _hint(_close(given, logits.softmax(-1) / T), "Divide the *logits* by T, before the softmax.")
+        raise Hint(f"At T = {T:g} the likeliest code should have {wanted:.3f}, and yours has {best:.3f}.")
+
+
+@checker
+def nucleus(answer):
+    """answer(probabilities, p) -> (n,) bool: the smallest set of likeliest codes that together reach p."""
+    few = ([0.1, 0.5, 0.3, 0.06, 0.04], 0.7), ([0.25, 0.5, 0.125, 0.125], 0.75), ([0.25, 0.25, 0.5], 0.75)
+    many = (2 * _random(K)).softmax(-1).tolist()
+    for shares, p in (*few, (many, 0.9), (many, 0.05), (many, 0.99)):
+        where, shares = f"For p = {p:g} and {shares if len(shares) < 9 else '64 codes'}", torch.tensor(shares)
+        ordered = shares.sort(descending=True).values
+        size = int((ordered.cumsum(0) - ordered < p).sum())
+        given = answer(shares, p)
+        numbers = isinstance(given, torch.Tensor) and given.is_floating_point()
+        _hint(numbers, "Return True and False, which say for each code whether it stays.")
+        given = _tensor(given, shares > 0, "The answer")
+        kept = shares[given].sort(descending=True).values
+        n, total = len(kept), kept.sum()
+        _hint(n == 0, f"{where} you leave no code to draw from. The likeliest always stays.")
+        other = n == size and not torch.equal(kept, ordered[:size])
+        _hint(other, f"{where} you keep the right number of codes, but not the likeliest. Undo the sorting.")
+        _hint(total < p - 1e-6, f"{where} you keep {total:.2f}, less than p. The code that crosses p stays, too.")
+        _hint(n > size, f"{where} you keep {n} codes, and {size} would reach p. Of equal ones, keep just enough.")

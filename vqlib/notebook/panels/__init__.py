@@ -1,0 +1,12 @@
+"""The interactive panels of notebooks 2 and 5: make one, e.g. ``SamplingStudio()``, and show its ``widget``.
+
+Each file holds what one panel computes and what it draws, as functions that need no front end, and then its controls.
+"""
+
+from vqlib.notebook.panels.completion import Completion
+from vqlib.notebook.panels.editor import CodeEditor
+from vqlib.notebook.panels.studio import SamplingStudio
+from vqlib.notebook.panels.walk import QuantizerWalk
+from vqlib.notebook.panels.writing import TokenByToken
+
+__all__ = ["CodeEditor", "Completion", "QuantizerWalk", "SamplingStudio", "TokenByToken"]

@@ -1,0 +1,115 @@
+"""A trained pair, a tokenizer and the Transformer that learned its codes, and all that one can do with it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from vqlib import checkpoints, checks, sampling
+from vqlib.data import CLASS_NAMES, to_pixels
+from vqlib.transformer import Transformer
+from vqlib.vqvae import GRID, VQVAE
+
+
+class Pair(NamedTuple):
+    """What `load_pair` returns. The knobs (temperature, top_k, top_p, guidance) are those of `sampling.sample`."""
+
+    vqvae: VQVAE
+    transformer: Transformer
+
+    @torch.no_grad()
+    def generate(self, classes, n: int = 8, *, seed: int = 0, **knobs) -> torch.Tensor:
+        """Draw ``n`` pictures of each class: (len(classes) · n, 1, 28, 28) float images in [-1, 1], on the CPU.
+
+        classes: a name or number from `data.CLASS_NAMES`, a sequence of them, or None for pictures of any class. The
+        same seed gives the same pictures. Raises ValueError if a class or a knob is not as described.
+        """
+        checks.check_whole("n", n, 1)
+        start = self._start(classes).repeat_interleave(n, 0)
+        return self.decode(sampling.sample(self.transformer, start, generator=seeded(seed), **knobs))
+
+    @torch.no_grad()
+    def complete(self, images, classes=None, *, rows: int = 3, n: int = 1, seed: int = 0, **knobs) -> torch.Tensor:
+        """Keep the upper ``rows`` of 7 rows of codes of each picture, and draw the rest anew, ``n`` times.
+
+        images: (B, 1, 28, 28) in [-1, 1]; classes: what they show, one for each or one for all, as in `generate`.
+        Returns (B · n, 1, 28, 28) images, the completions of one picture side by side.
+        """
+        checks.check_whole("rows", rows, 0, GRID)
+        checks.check_whole("n", n, 1)
+        prefix = self.encode(images).flatten(1)[:, : GRID * rows].repeat_interleave(n, 0)
+        start = self._start(classes)
+        start = start.expand(len(images), 1) if len(start) == 1 else start
+        checks.check_tensor("classes", start, (len(images), 1), torch.int64, remedy="Give one per picture, or one")
+        start, generator = start.repeat_interleave(n, 0), seeded(seed)
+        return self.decode(sampling.sample(self.transformer, start, prefix=prefix, generator=generator, **knobs))
+
+    def _start(self, classes):
+        """The start tokens of classes, (B, 1) int64."""
+        vocabulary = self.transformer.config.vocabulary
+        if classes is None:
+            return torch.tensor([[vocabulary.end]])
+        return vocabulary.num_codes + class_numbers(classes, vocabulary.num_classes)[:, None]
+
+    def encode(self, images) -> torch.Tensor:
+        """(B, 1, 28, 28) images in [-1, 1], of any float dtype -> (B, 7, 7) int64 codes."""
+        checks.check_tensor("images", images, ("B", 1, 28, 28), float, -1, 1, "data.to_images(pixels) makes them")
+        return self.vqvae.encode(images.to(self.vqvae.quantizer.codebook))
+
+    def decode(self, codes) -> torch.Tensor:
+        """(B, 7, 7) int64 codes -> (B, 1, 28, 28) float32 images in [-1, 1], on the CPU."""
+        return self.vqvae.decode(codes.to(self.vqvae.quantizer.codebook.device)).float().cpu()
+
+    def reconstruct(self, images) -> torch.Tensor:
+        """What the codes keep of pictures: (B, 1, 28, 28) -> (B, 1, 28, 28), in [-1, 1], on the CPU."""
+        return self.decode(self.encode(images))
+
+    def log_likelihood(self, images, classes) -> torch.Tensor:
+        """log p(codes of the picture | class): (B, 1, 28, 28), a class for each -> (B,) float, nats, on the CPU."""
+        labels = class_numbers(classes, self.transformer.config.num_classes)
+        return sampling.log_likelihood(self.transformer, self.encode(images), labels).cpu()
+
+    @staticmethod
+    def save_png(path, images, columns: int = 8, zoom: int = 4):
+        """Write images, (N, 1, 28, 28) in [-1, 1], to one PNG, row by row, each pixel ``zoom`` × ``zoom``."""
+        from PIL import Image
+        from torchvision.utils import make_grid
+
+        for name, number in (("number of images", len(images)), ("columns", columns), ("zoom", zoom)):
+            checks.check_whole(name, number, 1)
+        grid = make_grid(to_pixels(images.cpu())[:, None], nrow=columns, padding=0)[0].numpy()
+        path = checkpoints.expand(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(grid)
+        picture.resize((zoom * picture.width, zoom * picture.height), Image.Resampling.NEAREST).save(path, "PNG")
+
+
+def load_pair(folder=None, *, shipped: bool = False, device="cpu") -> Pair:
+    """The pair in ``folder``; else the reader's own, if one has been trained; else the shipped one.
+
+    folder: holds vqvae.safetensors and transformer.safetensors. shipped: True skips the reader's own.
+    Raises what `checkpoints.load_vqvae` and `load_transformer` raise, such as when the two don't belong together.
+    """
+    names = ("vqvae", "transformer")
+    paths = [folder and checkpoints.expand(folder) / f"{name}.safetensors" for name in names]
+    vqvae = checkpoints.load_vqvae(paths[0], shipped=shipped, device=device)
+    return Pair(vqvae, checkpoints.load_transformer(paths[1], shipped=shipped, vqvae=vqvae, device=device))
+
+
+def class_numbers(classes: str | int | Sequence, num_classes: int = 10) -> torch.Tensor:
+    """Names or numbers of classes, one or a sequence of them, as (B,) int64 labels. Raises ValueError for others."""
+    one = isinstance(classes, str) or not hasattr(classes, "__iter__") or getattr(classes, "ndim", 1) == 0
+    known = {name.lower(): label for label, name in enumerate(CLASS_NAMES)} | {str(i): i for i in range(num_classes)}
+    numbers = []
+    for given in [classes] if one else classes:
+        word = str(given.item() if getattr(given, "ndim", None) == 0 else given).strip().lower()
+        if word not in known:
+            names = ", ".join(f"{label} {name}" for label, name in enumerate(CLASS_NAMES))
+            raise ValueError(f"a class must be a name or a number of these: {names}; got {given!r}")
+        numbers.append(known[word])
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def seeded(seed):
+    checks.check_whole("seed", seed, 0, 2**63 - 1)
+    return torch.Generator().manual_seed(int(seed))

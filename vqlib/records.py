@@ -1,0 +1,37 @@
+"""Figures that are kept beside the shipped weights, for notebooks and README to show."""
+
+import json
+
+from vqlib import checkpoints
+
+
+def load_original_record() -> dict:
+    """What the original recipe gives on this package's layers. Its weights are not kept.
+
+    Returns "vqvae" and "transformer", each with recipe, history and test figures, and "samples", (10, 8, 28, 28) uint8:
+    of each class the first eight of seed 0, at temperature 0.8.
+    """
+    tensors, info = checkpoints.read(checkpoints.SHIPPED / "original.safetensors", "original record")
+    return {**info, **tensors}
+
+
+def load_scorecard() -> dict:
+    """The figures of the shipped pair, as `python -m vqlib.scorecard` wrote them."""
+    return _load("scorecard.json")
+
+
+def load_ablation(collapse=False) -> dict:
+    """What each trick of stage 1 buys, or what cures a collapse: {variant: {figure: [a value per seed]}}.
+
+    Written by ``tests/benchmarks/stage1_ablation.py --summary FILE``, with ``--only a b c d e f g`` or ``--collapse``.
+    """
+    return _load("collapse.json" if collapse else "ablation.json")
+
+
+def _load(name):
+    path = checkpoints.SHIPPED / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "Restore it with `git checkout vqlib/weights`, or install the package again."
+        raise ValueError(f"{path} is damaged or missing ({error}). {remedy}") from error

@@ -1,0 +1,62 @@
+"""Which hardware to train on, and in which precision."""
+
+import functools
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+from vqlib.sampling import sample
+from vqlib.transformer import Transformer, TransformerConfig
+from vqlib.vqvae import VQVAE, VQVAEConfig
+
+
+def pick_device() -> str:
+    """ "cuda" if there is one; else "mps" if it computes what a CPU does, with a warning if it doesn't; else "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    try:
+        difference = difference_from_cpu("mps")
+        if difference < 1e-3:
+            return "mps"
+        reason = f"its results differ by {difference:.2g}"
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # operations or dtypes that it doesn't have
+        reason = str(error).splitlines()[0]
+    words = f"this machine's Apple GPU (mps) can't do what is needed here ({reason}). Going on with the CPU"
+    warnings.warn(f"{words}; a newer PyTorch may help", stacklevel=2)
+    return "cpu"
+
+
+@functools.cache
+def difference_from_cpu(device):
+    """The largest difference between losses, gradients and samples of both stages computed there and on the CPU."""
+    results = []
+    with own_randomness("cpu"):
+        for place in ("cpu", device):
+            torch.manual_seed(0)
+            vqvae = VQVAE(VQVAEConfig(channels=8)).to(place)
+            transformer = Transformer(TransformerConfig(d_model=32, n_layers=2, qk_norm=True)).to(place).eval()
+            output = vqvae(torch.linspace(-1, 1, 4 * 28 * 28).reshape(4, 1, 28, 28).to(place))
+            codes = sample(transformer, torch.arange(4), generator=torch.Generator().manual_seed(0))
+            tokens = transformer.config.vocabulary.to_sequences(codes, torch.arange(4))
+            nats = F.cross_entropy(transformer(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+            loss = output.images.pow(2).mean() + sum(output.quantized.losses.values()) + nats
+            loss.backward()
+            gradients = [p.grad.flatten() for p in (*vqvae.parameters(), *transformer.parameters())]
+            results.append(torch.cat([loss.detach()[None], codes.flatten().float(), *gradients]).cpu())
+    return (results[0] - results[1]).abs().max().item()
+
+
+def has_bf16(device) -> bool:
+    """Whether the hardware itself computes in bf16 (a T4 and most laptops only emulate it, slowly)."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def own_randomness(device):
+    """Within it torch's global generators may be seeded; afterwards they are as the reader left them."""
+    return torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else [])

@@ -1,0 +1,95 @@
+"""Recipes: everything that a training run depends on besides the data, as named, frozen configurations."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from vqlib import checks
+from vqlib.classifier import ClassifierConfig
+from vqlib.transformer import TransformerConfig
+from vqlib.vqvae import VQVAEConfig
+
+SCHEDULES = ("constant", "drop", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: str = "constant"  # "constant"; "drop": × drop_factor from drop_epoch on; "cosine": down to zero
+    drop_epoch: int = 0
+    drop_factor: float = 1.0
+    warmup_steps: int = 0  # the rate rises linearly over these
+    weight_decay: float = 0.0  # decoupled (AdamW, arXiv 1711.05101), on matrices only
+    betas: tuple[float, float] = (0.9, 0.999)
+    mixed_precision: bool = True  # bf16 autocast if the hardware has bf16 (a T4 has none), else float32
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("drop_epoch", 0), ("warmup_steps", 0), ("seed", 0)):
+            checks.check_whole(name, getattr(self, name), least)
+        for name in ("learning_rate", "drop_factor", "weight_decay"):
+            checks.check_number(name, getattr(self, name), 0)
+        for beta in self.betas:
+            checks.check_number("each of betas", beta, 0, 1)
+        checks.check_choice("schedule", self.schedule, SCHEDULES)
+
+    def as_json(self):
+        """A dict as a file's header gives it back."""
+        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAERecipe(Recipe):
+    model: VQVAEConfig = field(default_factory=VQVAEConfig)
+    beta: float = 0.25  # weight of the commitment loss
+    kmeans_init: bool = False  # start the codebook at k-means centres of the untrained encoder's vectors
+    ema_decay: float = 0.99  # these two only matter with quantizer="ema"
+    revive_below: float = 0.0  # a code that is used less than this fraction of an even share restarts; 0: never
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerRecipe(Recipe):
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    drop_class: float = 0.0  # share of sequences that start with "any class" in place of their own: for guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRecipe(Recipe):
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+# The recipe of the document that this project grew from: the paper's loss, Adam, a drop of the rate half way.
+ORIGINAL_VQVAE = VQVAERecipe(
+    name="original", epochs=10, batch_size=64, learning_rate=1e-3, schedule="drop", drop_epoch=5, drop_factor=0.3
+)
+ORIGINAL_TRANSFORMER = TransformerRecipe(name="original", epochs=1, batch_size=128, learning_rate=3e-4)
+
+# The recipe of the shipped weights, chosen on 5,000 pictures held out of the training set.
+MOVING = {"model": VQVAEConfig(quantizer="ema"), "beta": 1.0, "kmeans_init": True, "revive_below": 0.33}
+BEST_VQVAE = VQVAERecipe(
+    name="best", epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine", warmup_steps=200, **MOVING
+)
+DECAYED = {"weight_decay": 0.1, "betas": (0.9, 0.95), "schedule": "cosine", "warmup_steps": 200}
+GUIDED = {"drop_class": 0.1, "model": TransformerConfig(dropout=0.0, qk_norm=True, tied=True)}
+BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=3, batch_size=64, learning_rate=1e-3, **DECAYED, **GUIDED)
+RECIPES = {"original": (ORIGINAL_VQVAE, ORIGINAL_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
+
+# The judge measures, the critic chooses; SCORE trains a classifier on 10,000 samples, for their accuracy score.
+JUDGE = ClassifierRecipe(
+    name="judge", epochs=8, batch_size=128, learning_rate=2e-3, schedule="cosine", warmup_steps=100, weight_decay=0.05
+)
+CRITIC = dataclasses.replace(JUDGE, name="critic", seed=1)
+SCORE = dataclasses.replace(JUDGE, name="score", epochs=10)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step ``step``, counted from 0."""
+    factor = 1.0
+    if recipe.schedule == "cosine":
+        factor = (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch))) / 2
+    elif recipe.schedule == "drop" and step >= recipe.drop_epoch * steps_per_epoch:
+        factor = recipe.drop_factor
+    return recipe.learning_rate * factor * min(1.0, (step + 1) / max(1, recipe.warmup_steps))

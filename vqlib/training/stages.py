@@ -1,0 +1,240 @@
+"""What is particular to each stage: its model, its loss, its figures; and each stage from start to end."""
+
+import dataclasses
+import functools
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from vqlib import checkpoints, data, evaluation
+from vqlib.checks import check_kinds, check_whole
+from vqlib.classifier import Classifier, ClassifierConfig, accuracy
+from vqlib.tokens import encode_pixels, perplexity
+from vqlib.training import devices, distributed, loop, resume
+from vqlib.training.loop import Batch
+from vqlib.training.recipes import ClassifierRecipe, Recipe, TransformerRecipe, VQVAERecipe
+from vqlib.transformer import Transformer, TransformerConfig
+from vqlib.vqvae import VQVAE, VQVAEConfig
+
+
+class Stage:
+    """What `fit` needs to train a model. A subclass defines `loss`; the other hooks may stay as they are.
+
+    recipe, model, device: how, what and where to train. size: the number of training examples.
+    totals: names of running sums, () float32 tensors that `loss` adds to, beside "pictures", how many it has seen.
+    """
+
+    dtype = None  # what the trained weights are rounded to, e.g. torch.float16 for half the file
+
+    def __init__(self, recipe: Recipe, model: torch.nn.Module, device, size: int, totals=()):
+        check_whole("size", size, 1)
+        self.recipe, self.model, self.device, self.size = recipe, model, torch.device(device), size
+        self.modules = {"model": model}  # all that a checkpoint keeps; an adversarial stage adds its discriminator
+        self.parallel = {}  # the modules as `fit` wraps them, if several processes train together
+        self.bf16 = recipe.mixed_precision and devices.has_bf16(device)
+        self.totals = {name: torch.zeros((), device=device) for name in ("pictures", *totals)}
+
+    def forward(self, *inputs, module="model"):
+        """What one of the modules makes of its inputs, in bf16 where the recipe and the hardware have it."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.parallel.get(module, self.modules[module])(*inputs)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch, a () tensor. Adds to the totals."""
+        raise NotImplementedError
+
+    def losses(self, batch):
+        """A loss for each optimizer, in turn: each is asked for after the step of the one before."""
+        yield self.loss(batch)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """New optimizers: here one AdamW, which decays matrices only (without decay it is Adam)."""
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        matrices, others = ([p for p in learned if (p.ndim > 1) is matrix] for matrix in (True, False))
+        groups = [{"params": matrices, "weight_decay": self.recipe.weight_decay}, {"params": others}]
+        return [torch.optim.AdamW(groups, weight_decay=0.0, betas=self.recipe.betas)]
+
+    def initialise(self):
+        """What happens before the first step of a new run."""
+
+    def after_step(self, batch):
+        """What happens after each step."""
+
+    def metrics(self) -> dict:
+        """The figures of a row of the history, as plain numbers: each total per picture, since the row before."""
+        seen = self.totals["pictures"]
+        return {name: (total / seen).item() for name, total in self.totals.items() if name != "pictures"}
+
+    def evaluate(self, dataset) -> dict:
+        """The figures of the whole of another data set, as plain numbers."""
+        return {}
+
+
+class VQVAEStage(Stage):
+    """Reconstruction + codebook + β · commitment (arXiv 1711.00937, eq. 3), on a `Dataset`.
+
+    With ``quantizer="ema"`` there is no codebook term: moving averages take its place, after each step.
+    """
+
+    classes = {"cls": VQVAE, "config_cls": VQVAEConfig}
+
+    def __init__(self, recipe: VQVAERecipe, dataset: data.Dataset, device):
+        model = VQVAE(recipe.model).to(device, memory_format=torch.channels_last)  # faster convolutions
+        super().__init__(recipe, model, device, len(dataset), ("mse", "revived"))
+        self.totals["codes"] = torch.zeros(recipe.model.num_codes, dtype=torch.int64, device=device)
+        self.pixels = dataset.pixels.to(device)
+
+    def initialise(self):
+        if self.recipe.kmeans_init:
+            generator = loop.seed_step(self.recipe.seed, -1)
+            with torch.no_grad():
+                latents = self.model.encoder(data.to_images(self.pixels[:2000]))
+            self.model.quantizer.init_from(by_cell(latents), generator)
+
+    def loss(self, batch):
+        images = data.to_images(self.pixels[batch.examples()])
+        output = self.forward(images)
+        loss = mse = F.mse_loss(output.images.float(), images)
+        for name, term in output.quantized.losses.items():
+            loss = loss + {"codebook": 1.0, "commitment": self.recipe.beta}[name] * term
+        self.latents, self.codes = output.latents.detach().float(), output.quantized.codes
+        self.totals["mse"] += mse.detach() / 4 * len(images)  # on the [0, 1] scale
+        self.totals["pictures"] += len(images)
+        self.totals["codes"] += torch.bincount(self.codes.flatten(), minlength=self.recipe.model.num_codes)
+        return loss
+
+    def after_step(self, batch):
+        if self.model.quantizer.ema:
+            latents, codes = (distributed.all_gather(part, batch) for part in (self.latents, self.codes))
+            vectors, knobs = by_cell(latents), (self.recipe.ema_decay, self.recipe.revive_below)
+            revived = self.model.quantizer.ema_update(vectors, codes.flatten(), *knobs, batch.generator)
+            self.totals["revived"] += revived / distributed.world_size()  # every process counts the same ones
+
+    def metrics(self):
+        counts, mse = self.totals["codes"], (self.totals["mse"] / self.totals["pictures"]).item()
+        used = {"codes": int((counts > 0).sum()), "perplexity": perplexity(counts.float() / counts.sum())}
+        return {"mse": mse, **used, "revived": round(self.totals["revived"].item())}
+
+    def evaluate(self, dataset):
+        return evaluation.evaluate_vqvae(self.model, dataset)
+
+
+def by_cell(latents):
+    """(B, D, 7, 7) -> (B · 49, D): one vector per cell."""
+    return rearrange(latents, "b d h w -> (b h w) d")
+
+
+class TransformerStage(Stage):
+    """Cross-entropy of the next token: 49 codes and the end token, given the class. On a pair (codes, labels).
+
+    With ``drop_class``, a share of the sequences starts with the end token in place of the class: "any class" (Ho and
+    Salimans, arXiv 2207.12598). That takes no new token, since no sequence starts with the end token otherwise.
+    """
+
+    classes = {"cls": Transformer, "config_cls": TransformerConfig}
+    dtype = torch.float16  # half the size for the same figures
+
+    def __init__(self, recipe: TransformerRecipe, pair, device):
+        super().__init__(recipe, Transformer(recipe.model).to(device), device, len(pair[0]), ("nats_per_code",))
+        self.tokens = recipe.model.vocabulary.to_sequences(*pair).to(device)
+
+    def loss(self, batch):
+        tokens = self.tokens[batch.examples()]  # a copy
+        if self.recipe.drop_class:
+            dropped = batch.happens(self.recipe.drop_class).to(tokens.device)
+            tokens[:, 0] = torch.where(dropped, self.recipe.model.vocabulary.end, tokens[:, 0])
+        logits = self.forward(tokens[:, :-1])
+        nats = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        of_codes = nats.detach().reshape(len(tokens), -1)[:, :-1]  # the end token is fully predictable: leave it out
+        self.totals["nats_per_code"] += of_codes.mean(1).sum()
+        self.totals["pictures"] += len(tokens)
+        return nats.mean()
+
+    def evaluate(self, pair):
+        return evaluation.evaluate_transformer(self.model, *pair)
+
+
+class ClassifierStage(Stage):
+    """Cross-entropy of the class, on a `Dataset`; half of the pictures, at random, are mirrored."""
+
+    classes = {"cls": Classifier, "config_cls": ClassifierConfig}
+    dtype = torch.float16
+
+    def __init__(self, recipe: ClassifierRecipe, dataset: data.Dataset, device):
+        model = Classifier(recipe.model).to(device, memory_format=torch.channels_last)
+        super().__init__(recipe, model, device, len(dataset), ("accuracy",))
+        self.pixels, self.labels = dataset.pixels.to(device), dataset.labels.to(device)
+
+    def loss(self, batch):
+        images, labels = data.to_images(self.pixels[batch.examples()]), self.labels[batch.examples()]
+        mirrored = batch.happens(0.5).to(images.device)[:, None, None, None]
+        logits = self.forward(torch.where(mirrored, images.flip(-1), images))
+        self.totals["accuracy"] += (logits.argmax(1) == labels).sum()
+        self.totals["pictures"] += len(labels)
+        return F.cross_entropy(logits.float(), labels)
+
+    def evaluate(self, dataset):
+        return {"accuracy": accuracy(self.model, dataset), "pictures": len(dataset)}
+
+
+def train_vqvae(recipe: VQVAERecipe, train, validation=None, test=None, *, path=None, device=None, progress=True):
+    """Train a VQ-VAE and return it, in eval mode, with its history and figures in ``vqvae.info``.
+
+    train, validation, test: `data.Dataset`. validation is scored after each epoch, test once, at the end.
+    path: where to save the result, with checkpoints beside it; None saves nothing. A finished run of the same recipe on
+    the same data that stands there already is loaded instead. device: `pick_device` by default.
+    Raises ValueError if an argument is of another kind or a data set is empty, and whatever `fit` raises.
+    """
+    check_kinds(recipe=(recipe, VQVAERecipe))
+    return _train(VQVAEStage, recipe, (train, validation, test), path, device, progress)
+
+
+def train_transformer(
+    recipe: TransformerRecipe, vqvae: VQVAE, train, validation=None, test=None, *, path=None, device=None, progress=True
+):
+    """Train a Transformer on the codes of ``vqvae`` and return it, in eval mode, as `train_vqvae` does.
+
+    The number of codes is the tokenizer's. What is saved, scored and returned are the weights rounded to float16.
+    """
+    check_kinds(recipe=(recipe, TransformerRecipe), vqvae=(vqvae, VQVAE))
+    model = dataclasses.replace(recipe.model, num_codes=vqvae.config.num_codes)
+    recipe = dataclasses.replace(recipe, model=model)
+    return _train(TransformerStage, recipe, (train, validation, test), path, device, progress, vqvae)
+
+
+def train_classifier(
+    recipe: ClassifierRecipe, train, validation=None, test=None, *, path=None, device=None, progress=True
+):
+    """Train a `Classifier` and return it, in eval mode, as `train_vqvae` does; its weights are rounded to float16."""
+    check_kinds(recipe=(recipe, ClassifierRecipe))
+    return _train(ClassifierStage, recipe, (train, validation, test), path, device, progress)
+
+
+def _train(stage_class, recipe, datasets, path, device, progress, vqvae=None):
+    """Load the finished run that stands at ``path``; or train, round, score and save."""
+    train, device = datasets[0], device or devices.pick_device()
+    for name, dataset in zip(("train", "validation", "test"), datasets, strict=True):
+        if dataset is not None or name == "train":
+            check_kinds(**{name: (dataset, data.Dataset)})
+            check_whole(f"the number of pictures in {name}", len(dataset), 1)
+    data_id, info = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}", {"recipe": recipe.as_json()}
+    if vqvae is not None:
+        info["tokenizer"] = checkpoints.tokenizer_id(vqvae)
+        data_id += f", tokenizer {info['tokenizer'][:16]}"
+    load = functools.partial(checkpoints.load_model, **stage_class.classes, device=device, vqvae=vqvae)
+    if done := resume.finished(path, recipe, data_id, load):
+        return done
+    if vqvae is not None:
+        vqvae, shown = vqvae.to(device), progress and distributed.rank() == 0
+        datasets = [d and (encode_pixels(vqvae, d.pixels, progress=shown), d.labels) for d in datasets]
+    train, validation, test = datasets
+    with devices.own_randomness(device):
+        torch.manual_seed(recipe.seed)
+        stage = stage_class(recipe, train, device)
+    history = loop.fit(stage, validation, path, data_id, progress)
+    stage.model.to(memory_format=torch.contiguous_format)
+    if stage.dtype:
+        stage.model.to(stage.dtype).float()
+    info |= {"history": history, "data": data_id} | ({} if test is None else {"test": stage.evaluate(test)})
+    return resume.finish(stage.model, path, info, stage.dtype)
