@@ -15,7 +15,7 @@ from PIL import Image
 from vqlib import checkpoints, data, sampling
 from vqlib.classifier import Classifier, ClassifierConfig
 from vqlib.notebook import panels
-from vqlib.notebook.panels import completion, drawing, editor, studio, walk, writing
+from vqlib.notebook.panels import code_editor, completion, drawing, quantizer_walk, sampling_studio, token_by_token
 from vqlib.pair import Pair
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VectorQuantizer, VQVAEConfig
@@ -65,7 +65,7 @@ def surprises(pair, codes, label):
 @pytest.mark.parametrize("knobs", [{}, {"temperature": 1.1, "top_k": 20}, {"guidance": 3.0, "top_p": 0.8}])
 def test_a_strip_is_what_sample_writes_with_its_likelihood_and_verdict(pair, knobs):
     judge, labels = a_classifier(1), torch.full((5,), 3)
-    strip = studio.write_strip(pair, judge, 3, n=5, seed=2, **knobs)
+    strip = sampling_studio.write_strip(pair, judge, 3, n=5, seed=2, **knobs)
     codes = sampling.sample(pair.transformer, labels, generator=seeded(2), **knobs)
     assert torch.equal(strip.images, pair.vqvae.decode(codes).float())
     expected = torch.stack([surprises(pair, picture, 3).mean() for picture in codes])
@@ -76,8 +76,8 @@ def test_a_strip_is_what_sample_writes_with_its_likelihood_and_verdict(pair, kno
 
 def test_reranking_keeps_those_that_the_critic_likes_best(pair):
     judge, critic = a_classifier(1), a_classifier(2)
-    all_of_them = studio.write_strip(pair, judge, 3, n=12, seed=2)
-    kept = studio.write_strip(pair, judge, 3, n=4, seed=2, critic=critic, draws=3)
+    all_of_them = sampling_studio.write_strip(pair, judge, 3, n=12, seed=2)
+    kept = sampling_studio.write_strip(pair, judge, 3, n=4, seed=2, critic=critic, draws=3)
     with torch.no_grad():
         order = critic(all_of_them.images).log_softmax(-1)[:, 3].argsort(descending=True)[:4]
     for some, every in zip(kept, all_of_them, strict=True):
@@ -87,20 +87,20 @@ def test_reranking_keeps_those_that_the_critic_likes_best(pair):
 def test_a_strip_refuses_what_it_cannot_do(pair):
     judge = a_classifier(1)
     with pytest.raises(ValueError, match="critic"):
-        studio.write_strip(pair, judge, 3, n=2, draws=4)
+        sampling_studio.write_strip(pair, judge, 3, n=2, draws=4)
     for name, value in {"temperature": -1.0, "top_k": 0, "top_p": 1.5, "guidance": -1}.items():
         with pytest.raises(ValueError, match=name):
-            studio.write_strip(pair, judge, 3, **{name: value})
+            sampling_studio.write_strip(pair, judge, 3, **{name: value})
     with pytest.raises(ValueError, match="labels"):
-        studio.write_strip(pair, judge, 10)
+        sampling_studio.write_strip(pair, judge, 10)
     pair.transformer.info = {"recipe": {"drop_class": 0}}  # it never saw a picture of "any class"
     with pytest.raises(ValueError, match="guidance"):
-        studio.write_strip(pair, judge, 3, guidance=2.0)
+        sampling_studio.write_strip(pair, judge, 3, guidance=2.0)
 
 
 def test_same_noise_is_the_same_whichever_labels_are_drawn(pair):
-    all_ten = studio.same_noise(pair, range(10), 0.8, seed=3)
-    assert torch.equal(studio.same_noise(pair, [6], 0.8, seed=3)[0], all_ten[6])
+    all_ten = sampling_studio.same_noise(pair, range(10), 0.8, seed=3)
+    assert torch.equal(sampling_studio.same_noise(pair, [6], 0.8, seed=3)[0], all_ten[6])
     codes = sampling.sample(pair.transformer, torch.tensor([6]), temperature=0.8, generator=seeded(3))
     assert torch.allclose(all_ten[6], pair.vqvae.decode(codes)[0].float())
 
@@ -108,7 +108,7 @@ def test_same_noise_is_the_same_whichever_labels_are_drawn(pair):
 @pytest.mark.parametrize("num_codes", [32, 64, 256])
 def test_usual_codes_are_the_most_frequent_of_each_class_and_cell(test, num_codes):
     vqvae = a_pair(num_codes).vqvae.float()
-    usual = writing.usual_codes(vqvae, test)
+    usual = token_by_token.usual_codes(vqvae, test)
     codes = vqvae.encode(data.to_images(test.pixels))
     for label, row, column in [(0, 0, 0), (3, 3, 3), (9, 6, 2)]:
         count = Counter(codes[test.labels == label, row, column].tolist())
@@ -120,7 +120,7 @@ def test_usual_codes_are_the_most_frequent_of_each_class_and_cell(test, num_code
 def test_a_trace_is_what_the_transformer_saw_at_each_choice(num_codes, temperature):
     (vqvae, transformer), K = a_pair(num_codes), num_codes
     usual = torch.randint(K, (10, 7, 7), generator=seeded())
-    trace = writing.trace(Pair(vqvae, transformer), usual, 4, temperature, seed=1)
+    trace = token_by_token.trace(Pair(vqvae, transformer), usual, 4, temperature, seed=1)
     codes = sampling.sample(transformer, torch.tensor([4]), temperature=temperature, generator=seeded(1))
     assert torch.equal(trace.codes, codes.flatten())
     for t in (0, 1, 20, 48):
@@ -145,15 +145,15 @@ def test_a_trace_is_of_the_transformer_without_dropout_whatever_its_mode(vqvae):
     torch.manual_seed(0)
     transformer = Transformer(TransformerConfig(d_model=32, n_heads=4, n_layers=2, dropout=0.5)).double()
     usual = torch.zeros(10, 7, 7, dtype=torch.int64)
-    expected = writing.trace(Pair(vqvae, transformer.eval()), usual, 4)
-    trace = writing.trace(Pair(vqvae, transformer.train()), usual, 4)
+    expected = token_by_token.trace(Pair(vqvae, transformer.eval()), usual, 4)
+    trace = token_by_token.trace(Pair(vqvae, transformer.train()), usual, 4)
     assert transformer.training and torch.equal(trace.codes, expected.codes)
     assert torch.equal(trace.probabilities, expected.probabilities) and torch.equal(trace.attention, expected.attention)
 
 
 def test_variants_change_one_code(vqvae):
     codes = torch.randint(64, (7, 7), generator=seeded())
-    pictures = editor.variants(vqvae, codes, 24, torch.tensor([5, 63, int(codes[3, 3])]))
+    pictures = code_editor.variants(vqvae, codes, 24, torch.tensor([5, 63, int(codes[3, 3])]))
     for picture, code in zip(pictures, (5, 63, codes[3, 3]), strict=True):
         changed = codes.clone()
         changed[3, 3] = code
@@ -162,8 +162,8 @@ def test_variants_change_one_code(vqvae):
 
 def test_crop_takes_the_cells_own_pixels_and_black_beyond_the_rim():
     images = torch.rand(2, 1, 28, 28)
-    assert torch.equal(editor.crop(images, 9), images[:, :, 4:8, 8:12])
-    corner = editor.crop(images, 48, around=4)
+    assert torch.equal(code_editor.crop(images, 9), images[:, :, 4:8, 8:12])
+    corner = code_editor.crop(images, 48, around=4)
     assert corner.shape == (2, 1, 12, 12) and torch.equal(corner[:, :, :8, :8], images[:, :, 20:, 20:])
     assert (corner[:, :, 8:] == -1).all() and (corner[..., 8:] == -1).all()
 
@@ -176,7 +176,7 @@ def points_in_the_plane():
 
 def test_a_walk_is_made_of_moving_average_steps():
     points = points_in_the_plane()
-    steps = walk.quantizer_walk(points, K=5, start="random points", decay=0.8, steps=4)
+    steps = quantizer_walk.quantizer_walk(points, K=5, start="random points", decay=0.8, steps=4)
     quantizer = VectorQuantizer(VQVAEConfig(num_codes=5, code_dim=2, quantizer="ema"))
     quantizer.codebook.copy_(steps.codebooks[0])
     quantizer.ema_sum.copy_(steps.codebooks[0])
@@ -194,23 +194,23 @@ def used(points, codebook):
 
 def test_codes_that_start_to_one_side_die_and_revival_or_kmeans_cures_it():
     points = points_in_the_plane()
-    collapsed = walk.quantizer_walk(points)
+    collapsed = quantizer_walk.quantizer_walk(points)
     assert (collapsed.codebooks[0].mean(0) > points.mean(0)).all()
     assert used(points, collapsed.codebooks[-1]) < 8
-    revived = walk.quantizer_walk(points, revive_below=0.2)
+    revived = quantizer_walk.quantizer_walk(points, revive_below=0.2)
     assert used(points, revived.codebooks[-1]) == 8 and revived.revived[-1] > 0
     assert (revived.revived.diff() >= 0).all()
-    assert used(points, walk.quantizer_walk(points, start="k-means").codebooks[0]) == 8
+    assert used(points, quantizer_walk.quantizer_walk(points, start="k-means").codebooks[0]) == 8
 
 
 def test_a_walk_refuses_what_it_cannot_do_and_leaves_the_readers_generator_alone():
     points = points_in_the_plane()
     with pytest.raises(ValueError, match="start"):
-        walk.quantizer_walk(points, start="kmeans")
+        quantizer_walk.quantizer_walk(points, start="kmeans")
     with pytest.raises(ValueError, match="K"):
-        walk.quantizer_walk(points, K=201)
+        quantizer_walk.quantizer_walk(points, K=201)
     before = torch.get_rng_state()
-    walk.quantizer_walk(points, revive_below=0.3)
+    quantizer_walk.quantizer_walk(points, revive_below=0.3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -232,8 +232,8 @@ def test_pictures_are_enlarged_by_whole_pixels_and_a_last_row_is_filled_with_bla
 
 def test_the_verdict_is_green_if_it_is_right():
     def shown(verdict):
-        strip = studio.Strip(torch.zeros(1, 1, 28, 28), torch.tensor([2.0]), torch.tensor([verdict]))
-        return colours(studio.draw_strip(strip, label=6))
+        strip = sampling_studio.Strip(torch.zeros(1, 1, 28, 28), torch.tensor([2.0]), torch.tensor([verdict]))
+        return colours(sampling_studio.draw_strip(strip, label=6))
 
     right, wrong = ((127, 209, 174), (255, 158, 128))
     assert right in shown(6) and wrong not in shown(6)
@@ -250,19 +250,19 @@ def test_a_gallery_puts_pictures_row_by_row_with_room_below():
 
 
 def a_trace(pair, **knobs):
-    return writing.trace(pair, torch.zeros(10, 7, 7, dtype=torch.int64), 4, **knobs)
+    return token_by_token.trace(pair, torch.zeros(10, 7, 7, dtype=torch.int64), 4, **knobs)
 
 
 def test_the_sheet_of_a_trace_keeps_its_size_and_changes_with_each_step(pair):
     trace = a_trace(pair)
-    sheets = [writing.draw_trace(trace, t, 0, 0, pair.vqvae) for t in range(50)]
+    sheets = [token_by_token.draw_trace(trace, t, 0, 0, pair.vqvae) for t in range(50)]
     assert len({drawing.png_size(png) for png in sheets}) == 1 and len(set(sheets)) == 50
-    assert writing.draw_trace(trace, 20, 1, 2, pair.vqvae) != sheets[20]  # another head
+    assert token_by_token.draw_trace(trace, 20, 1, 2, pair.vqvae) != sheets[20]  # another head
 
 
 def test_an_unwritten_cell_is_dimmed(pair):
     trace = a_trace(pair)
-    picture = opened(writing.draw_trace(trace, 14, 0, 0, pair.vqvae, zoom=6))
+    picture = opened(token_by_token.draw_trace(trace, 14, 0, 0, pair.vqvae, zoom=6))
 
     def shown(row, column):
         return picture.getpixel((2 * (16 + 6 * column) + 6, 2 * (22 + 6 * row) + 6))[0]
@@ -277,7 +277,7 @@ def test_the_drawn_code_is_framed_even_if_it_was_unlikely(pair):
     ranks = [(trace.ranking[t] == trace.codes[t]).nonzero().item() for t in range(49)]
     t = max(range(49), key=ranks.__getitem__)
     assert ranks[t] >= 10
-    picture = opened(writing.draw_trace(trace, t, 0, 0, pair.vqvae))
+    picture = opened(token_by_token.draw_trace(trace, t, 0, 0, pair.vqvae))
     left, top = 16 + 9 * 52, 22 + 168 + 14 + 20  # the tenth candidate
     assert picture.getpixel((2 * left + 1, 2 * top + 1)) == (0xE6, 0x9F, 0x00)
 
@@ -296,7 +296,7 @@ def test_a_line_shows_how_many_rows_of_a_completion_were_given():
 def test_a_walks_sheet_marks_used_codes_black_and_dead_ones_white_where_they_lie():
     points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     codebook = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [3.0, 4.0]]])
-    png = walk.draw_walk(points, walk.Walk(codebook, torch.zeros(1, dtype=torch.int64)), 0)
+    png = quantizer_walk.draw_walk(points, quantizer_walk.Walk(codebook, torch.zeros(1, dtype=torch.int64)), 0)
     picture, unit = opened(png), 380 / 4.4  # the plane from -0.2 to 4.2
     for (x, y), colour in (((0, 0), 0), ((1, 1), 0), ((3, 4), 255)):
         at = (round(2 * (x + 0.2) * unit), round(2 * (404 - (y + 0.2) * unit)))
@@ -348,7 +348,7 @@ def test_studio_shows_what_sample_writes(a_studio):
     nats = torch.stack([surprises(pair, picture, 6).mean() for picture in codes])
     with torch.no_grad():
         verdicts = a_studio.judge(images).argmax(1)
-    assert a_studio.image.value == studio.draw_strip(studio.Strip(images, nats, verdicts), 6)
+    assert a_studio.image.value == sampling_studio.draw_strip(sampling_studio.Strip(images, nats, verdicts), 6)
     assert f"in {(verdicts == 6).sum()} of 3" in a_studio.status.value and "ms" in a_studio.status.value
     assert a_studio.image.layout.width == f"{drawing.png_size(a_studio.image.value)[0]}px"
 
@@ -603,7 +603,9 @@ def test_each_panel_shows_a_pair_with_another_number_of_codes(num_codes):
     moves(a_studio, "guidance", 3.0)
     codes = sampling.sample(pair.transformer, torch.full((2,), 6), generator=seeded())
     assert codes.max() < num_codes and (num_codes == 32 or codes.max() >= 64)  # it isn't about the usual 64
-    assert a_studio.image.value == studio.draw_strip(studio.write_strip(pair, a_studio.judge, 6, n=2), 6)
+    assert a_studio.image.value == sampling_studio.draw_strip(
+        sampling_studio.write_strip(pair, a_studio.judge, 6, n=2), 6
+    )
     pair.vqvae.float()
     tokens_panel = panels.TokenByToken(pair)
     no_error(tokens_panel)

@@ -11,7 +11,7 @@ from PIL import Image
 import vqlib
 from vqlib import data
 from vqlib.notebook import plots
-from vqlib.notebook.panels.writing import trace, usual_codes
+from vqlib.notebook.panels.token_by_token import trace, usual_codes
 
 pair = vqlib.load_pair(shipped=True)
 usual = usual_codes(pair.vqvae, data.load_mini("train"))

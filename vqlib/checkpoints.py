@@ -1,7 +1,7 @@
 """Saving and loading weights: safetensors files, of which nothing is executed.
 
-A file's header states what it holds (``kind``), a SHA-256 over all of it and, as JSON, the model's configuration, its
-recipe, history and test figures; in a Transformer's file also whose codes it learned (`tokenizer_id`).
+A file's header states its kind, a SHA-256 over all of it and, as JSON, the model's configuration, recipe, history and
+test figures; in a Transformer's file also whose codes it learned (`tokenizer_id`).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from vqlib.vqvae import VQVAE, VQVAEConfig
 
 SHIPPED = Path(__file__).parent / "weights"
 WRITABLE = "Make the folder writable, free some space, or set VQLIB_RUNS to another folder"
+RESTORE = "Restore it with `git checkout vqlib/weights`, or install the package again"
 _FAST_RUNS = None  # the temporary folder of this process, see runs_folder
 
 
@@ -41,12 +42,11 @@ def runs_folder() -> Path:
     if vqlib.fast():
         _FAST_RUNS = _FAST_RUNS or tempfile.TemporaryDirectory(prefix="vqlib-fast-")
         return Path(_FAST_RUNS.name)
+    if named := os.environ.get("VQLIB_RUNS"):
+        return expand(named)
     checkout, home = Path(__file__).parent.parent, Path(os.path.expanduser("~"))
-    if os.environ.get("VQLIB_RUNS"):
-        return expand(os.environ["VQLIB_RUNS"])
-    if (checkout / "pyproject.toml").is_file() or not home.is_absolute():  # not every user has a home directory
-        return checkout / "runs"
-    return home / ".vqlib" / "runs"
+    homeless = not home.is_absolute()  # not every user has a home directory
+    return checkout / "runs" if homeless or (checkout / "pyproject.toml").is_file() else home / ".vqlib" / "runs"
 
 
 def save(path, kind, tensors, /, **info):
@@ -87,38 +87,29 @@ def check_writable(path):
 
 
 def read(path, kind):
-    """Read a file that `save` wrote: (tensors, info), copied out of the file.
-
-    Raises OSError if the file can't be read, and ValueError if it is damaged, altered, or of another kind.
-    """
+    """Read a file that `save` wrote: (tensors, info). Raises OSError, or ValueError if it is damaged or another kind."""
     path = expand(path)
-    if path.is_dir():
-        found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
-        raise IsADirectoryError(f"{path} is a folder. Give the path of a file; the weight files in it: {found}")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}. {_remedy(path)}")
+        raise FileNotFoundError(f"{path} is not there, or a folder. {_remedy(path)}")
     content = path.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         found, info = header["kind"], json.loads(header["info"])
-        intact = header.get("sha256") == _digest(tensors, found + header["info"])
+        if header["sha256"] != _digest(tensors, found + header["info"]):
+            raise ValueError("its SHA-256 is not the one its header states")
     except Exception as error:  # whatever a damaged or hostile file raises in any of these
-        raise ValueError(f"{path} is damaged or no weight file of vqlib ({error}). {_remedy(path, kind)}") from error
+        raise ValueError(f"{path} is damaged or no weight file of vqlib ({error}). {_remedy(path)}") from error
     if found != kind:
         raise ValueError(f"{path} holds {found!r}, expected {kind!r}. Give another path, or load it as what it is")
-    if not intact:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one its header states. {_remedy(path, kind)}")
     return tensors, info
 
 
-def _remedy(path, kind=None):
+def _remedy(path):
     if path.parent == SHIPPED:
-        return "Restore it with `git checkout vqlib/weights`, or install the package again."
-    if kind == "training state":
-        return "Delete it to start this run afresh."
-    first = "Delete it and train again" if path.exists() else "Check the path, or train first"
-    return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)."
+        return RESTORE
+    first = "Delete it and train again" if path.is_file() else "Give the path of a file, or train first"
+    return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)"
 
 
 def _digest(tensors, text=""):
@@ -130,10 +121,7 @@ def _digest(tensors, text=""):
 
 
 def tokenizer_id(vqvae: VQVAE, parts=("encoder.", "quantizer.codebook")) -> str:
-    """A SHA-256 over what decides a picture's codes: the encoder's parameters and the codebook, as float32.
-
-    The decoder isn't part of it, since several decoders may draw the same codes.
-    """
+    """A SHA-256 over what decides a picture's codes, encoder and codebook as float32: other decoders may draw them."""
     return _digest({name: p.float() for name, p in vqvae.named_parameters() if name.startswith(parts)})
 
 
@@ -144,12 +132,13 @@ def save_model(path, model, /, dtype=None, **info):
     Raises ValueError for what `load_model` would refuse: no configuration, or weights that are not finite.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps it
-    if not dataclasses.is_dataclass(config := getattr(model, "config", None)):
+    if not dataclasses.is_dataclass(getattr(model, "config", None)):
         raise ValueError(f"model must have a config, as a VQVAE has; got {checks.describe(model)}")
     tensors = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in model.state_dict().items()}
     _check_finite(tensors)
-    info = {name: info[name] for name in info if name not in ("format", "config", "path")}  # info may be a model's own
-    save(path, type(model).__name__, tensors, format=2, config=dataclasses.asdict(config), **info)
+    info |= {"format": 2, "config": dataclasses.asdict(model.config)}
+    info.pop("path", None)  # a model's own info says where it was loaded from
+    save(path, type(model).__name__, tensors, **info)
 
 
 def load_model(path, cls, config_cls, device="cpu", vqvae=None):
@@ -162,12 +151,9 @@ def load_model(path, cls, config_cls, device="cpu", vqvae=None):
     tensors, info = read(path, cls.__name__)
     try:
         info = _upgrade(info, vqvae)
-        widest = max(size for t in tensors.values() for size in (1, *t.shape))
-        for name, value in info["config"].items():  # nothing is built that the weights wouldn't fill
-            most = len(tensors) if name in ("n_layers", "residual_blocks") else widest
-            if isinstance(value, int) and not 0 <= value <= most:
-                raise ValueError(f"{name} is {value}, which none of the tensors bears out")
         config = config_cls(**info["config"])
+        if max(info["config"].get(name, 0) for name in ("n_layers", "residual_blocks")) > len(tensors):
+            raise ValueError("it states more layers than there are tensors")
         with torch.device("meta"):  # a try that allocates nothing: do names and shapes fit?
             cls(config).load_state_dict(tensors, assign=True)
         _check_finite(tensors)
@@ -224,8 +210,7 @@ def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> T
     transformer = load_model(path or _choose("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
     if transformer.info.get("tokenizer") != tokenizer_id(tokenizer):
         at, it = getattr(tokenizer, "info", {}).get("path", "the VQ-VAE given"), transformer.info["path"]
-        remedy = "Load two that belong together (vqlib.load_pair(folder), vqlib.load_pair(shipped=True)), or train a "
-        remedy += "Transformer on these codes (`python -m vqlib.training transformer`)"
+        remedy = "Load a pair (vqlib.load_pair), or train one on these codes (`python -m vqlib.training transformer`)"
         raise ValueError(f"the Transformer in {it} learned the codes of another tokenizer than {at}. {remedy}")
     return transformer
 
@@ -244,7 +229,5 @@ def _choose(name, shipped):
 def describe(model) -> str:
     """Say which weights these are, for a notebook to print."""
     info = getattr(model, "info", {})
-    recipe, path = info.get("recipe", {}).get("name", "unknown"), info.get("path")
-    if path is None or Path(path).parent == SHIPPED:
-        return f"{'shipped weights' if path else 'weights in memory'}, recipe {recipe!r}"
-    return f"your own run, recipe {recipe!r}, {path}"
+    path, recipe = info.get("path", "weights in memory"), info.get("recipe", {}).get("name", "unknown")
+    return f"{'shipped weights' if Path(path).parent == SHIPPED else path}, recipe {recipe!r}"

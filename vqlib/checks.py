@@ -40,13 +40,10 @@ def check_whole(name, value, low, high=None):
         raise ValueError(f"{name} must be a whole number {place}, got {value!r}")
 
 
-def is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
 def check_number(name, value, low, high=math.inf):
     """Raise ValueError unless ``value`` is a finite number in [low, high]. Booleans don't count as numbers."""
-    if not (is_number(value) and math.isfinite(value) and low <= value <= high):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's too
+    if not (number and math.isfinite(value) and low <= value <= high):
         raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
 
 

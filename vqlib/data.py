@@ -1,13 +1,11 @@
 """Fashion-MNIST in memory: one uint8 tensor of pictures, from wherever a verified copy can be found (notebook 01).
 
-`load` takes the first of these places that has the files:
+`load` takes the first of these places that has the files (MNIST's and KMNIST's only from 1, 2 or the download):
 
 1. the folder given, or the one that the environment variable ``VQLIB_DATA`` names: at its top or in its NAME/raw;
 2. what torchvision downloaded earlier: ``./data``, and the folder where vqlib keeps its downloads;
 3. the system's copy (the Debian and Ubuntu package ``dataset-fashion-mnist``);
 4. a download through torchvision, and if that fails, with a warning, the mini set embedded in the package.
-
-MNIST and KMNIST, which have the same form, can be loaded by name: from 1, 2 or the download.
 
 Data set: Xiao, Rasul, Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), MIT licence.
 """
@@ -38,18 +36,11 @@ class MiniWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The pictures of one split, in memory.
+    """The pictures of one split, in memory. Raises ValueError if the tensors are not as described."""
 
-    pixels: (N, 28, 28) uint8, from 0 (black) to 255 (white).
-    labels: (N,) int64 in 0…9, an index into `CLASS_NAMES`.
-    source: where the pictures came from, in words.
-
-    Raises ValueError if the tensors are anything else.
-    """
-
-    pixels: torch.Tensor = field(repr=False)
-    labels: torch.Tensor = field(repr=False)
-    source: str
+    pixels: torch.Tensor = field(repr=False)  # (N, 28, 28) uint8, from 0 (black) to 255 (white)
+    labels: torch.Tensor = field(repr=False)  # (N,) int64 in 0…9, an index into `CLASS_NAMES`
+    source: str  # where the pictures came from, in words
 
     def __post_init__(self):
         check_tensor("pixels", self.pixels, ("N", SIZE, SIZE), torch.uint8)
@@ -79,13 +70,13 @@ def load(split: str, folder=None, *, mini=None, download=True, name="FashionMNIS
     """Load one split into memory.
 
     split: "train" (60,000 pictures) or "test" (10,000).
-    folder: where the files are; by default the environment variable VQLIB_DATA, then the places in the module's
-        docstring. A folder that is named must hold the files: nothing else is tried.
+    folder: where the files are; by default VQLIB_DATA, then the other places that the module lists. A folder that is
+        named must hold the files: nothing else is tried.
     mini: True takes the embedded mini set (2,000 training, 500 test pictures) without looking anywhere; False never
         does; None takes it only if there is nothing else, with a `MiniWarning` (and at once if VQLIB_FAST=1).
     download: whether to try the network when no folder has the files.
-    name: "FashionMNIST", "MNIST" (digits) or "KMNIST" (Japanese characters), each with 60,000 and 10,000 pictures of
-        28×28 in ten classes. `CLASS_NAMES` and the mini set belong to the first.
+    name: "FashionMNIST", "MNIST" (digits) or "KMNIST" (Japanese characters), of the same form. `CLASS_NAMES` and the
+        mini set belong to the first.
 
     Returns a `Dataset`. Raises ValueError if a file is damaged or altered, FileNotFoundError if a folder that was
     named lacks the files, and RuntimeError if no source worked and the mini set may not stand in.
@@ -95,7 +86,7 @@ def load(split: str, folder=None, *, mini=None, download=True, name="FashionMNIS
     fashion = name == sources.NAMES[0]  # of which the mini set is a part
     if mini and not fashion:
         raise ValueError(f"mini must be left out for {name}: there is no mini set of it")
-    if fashion and (mini or (mini is None and vqlib.fast())):
+    if mini or (mini is None and fashion and vqlib.fast()):
         return load_mini(split)
     try:
         return Dataset(*sources.load(name, split, folder, download))
@@ -129,6 +120,4 @@ def split_validation(train: Dataset, n_validation=5000, seed=0) -> tuple[Dataset
 
 def fingerprint(dataset: Dataset) -> str:
     """The SHA-256 of a dataset's pixels and labels: the same pictures in the same order give the same one."""
-    digest = hashlib.sha256(dataset.pixels.numpy().tobytes())
-    digest.update(dataset.labels.numpy().tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(dataset.pixels.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest()

@@ -19,8 +19,7 @@ def mse(images: torch.Tensor, others: torch.Tensor) -> float:
     """The mean squared error, on the [0, 1] scale, between two (B, 1, 28, 28) float batches in [-1, 1]."""
     check_tensor("images", images, ("B", 1, 28, 28), float)
     check_tensor("others", others, images.shape, float)
-    images, others = _common(images, others)
-    return (images - others).div(2).pow(2).mean().item()
+    return (images.float() - others.float()).div(2).pow(2).mean().item()
 
 
 def psnr(mean_squared_error: float) -> float:
@@ -36,10 +35,7 @@ def reconstruct(vqvae: VQVAE, codes: torch.Tensor, batch_size=500) -> torch.Tens
 
 
 def evaluate_vqvae(vqvae: VQVAE, dataset: Dataset) -> dict:
-    """The figures of a tokenizer over a whole data set, each picture reconstructed from its codes.
-
-    Returns mse ([0, 1] scale), psnr (dB), codes_used (of K), perplexity and pictures, of which there must be some.
-    """
+    """A tokenizer's mse ([0, 1] scale), psnr (dB), codes_used (of K) and perplexity over a data set that isn't empty."""
     codes = encode_pixels(vqvae, dataset.pixels)
     frequencies = usage(codes, vqvae.config.num_codes)
     error = mse(reconstruct(vqvae, codes), to_images(dataset.pixels))
@@ -48,17 +44,16 @@ def evaluate_vqvae(vqvae: VQVAE, dataset: Dataset) -> dict:
 
 
 def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor, batch_size=500) -> dict:
-    """The figures of a Transformer over all pictures, (N, 7, 7) int64 codes and (N,) int64 labels.
+    """How well a Transformer predicts (N, 7, 7) int64 codes, N ≥ 1, given (N,) int64 labels.
 
-    Returns nats_per_code, bits_per_picture (49 codes given the class), nats_by_position (a 7×7 list) and pictures.
-    Raises ValueError if there are no pictures, or codes or labels are not of the model's vocabulary.
+    Returns nats_per_code, bits_per_picture (49 codes), nats_by_position (a 7×7 list) and pictures. Raises ValueError
+    if codes or labels are not of the model's vocabulary.
     """
     check_whole("the number of codes", len(codes), 1)
     parts = zip(codes.split(batch_size), labels.split(batch_size), strict=True)
     nats = -torch.cat([code_log_probs(transformer, *part).cpu() for part in parts]).double()  # (N, 49)
-    figures = {"nats_per_code": nats.mean().item()}
-    figures["bits_per_picture"] = figures["nats_per_code"] * CODES_PER_IMAGE / math.log(2)
-    by_position = nats.mean(0).reshape(GRID, GRID).tolist()
+    mean, by_position = nats.mean().item(), nats.mean(0).reshape(GRID, GRID).tolist()
+    figures = {"nats_per_code": mean, "bits_per_picture": mean * CODES_PER_IMAGE / math.log(2)}
     return figures | {"nats_by_position": [[round(x, 4) for x in row] for row in by_position], "pictures": len(codes)}
 
 
@@ -107,23 +102,14 @@ def coverage(real: torch.Tensor, samples: torch.Tensor, k=5) -> float:
     check_tensor("samples", samples, ("M", real.shape[1]), float)
     check_whole("k", k, 1, len(real) - 1)
     check_whole("the number of samples", len(samples), 1)
-    real, samples = _common(real, samples)
+    real, samples = real.float(), samples.float()
     reach = torch.cat([torch.cdist(part, real).kthvalue(k + 1).values for part in real.split(2000)])  # itself is first
     nearest = torch.cat([torch.cdist(part, samples).min(1).values for part in real.split(2000)])
     return (nearest <= reach).float().mean().item()
 
 
-def _common(*tensors):
-    """The tensors in one dtype: the widest of theirs, and at least float32."""
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    return [t.to(dtype) for t in tensors]
-
-
 def agreement(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How often a classifier sees the class asked for: (N, C), (N,) int64 -> the share per class, (C,) float32.
-
-    A class that wasn't asked for has NaN.
-    """
+    """How often a classifier sees the class asked for: (N, C), (N,) int64 -> (C,) float32 shares; NaN for none asked."""
     num_classes = log_probs.shape[1]
     check_tensor("labels", labels, (len(log_probs),), torch.int64, 0, num_classes - 1)
     right = (log_probs.argmax(1) == labels).float()
@@ -131,12 +117,13 @@ def agreement(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def bayes_classes(transformer: Transformer, codes: torch.Tensor, batch_size=500) -> torch.Tensor:
-    """The Transformer as a classifier, by Bayes' rule with all classes equally likely: argmax of log p(codes | class).
+    """The Transformer as a classifier, by Bayes' rule: argmax of log p(codes | class), all classes equally likely.
 
     (N, 7, 7) int64 codes -> (N,) int64 classes.
     """
-    scores = []
-    for label in range(transformer.config.vocabulary.num_classes):
-        parts = ((part, torch.full((len(part),), label)) for part in codes.split(batch_size))
-        scores.append(torch.cat([log_likelihood(transformer, *part).cpu() for part in parts]))
-    return torch.stack(scores, 1).argmax(1)
+    classes = torch.arange(transformer.config.num_classes)
+    guesses = []
+    for part in codes.split(batch_size):
+        scores = [log_likelihood(transformer, part, label.expand(len(part))).cpu() for label in classes]
+        guesses.append(torch.stack(scores).argmax(0))
+    return torch.cat(guesses)

@@ -3,12 +3,12 @@
     python -m vqlib.scorecard                                  # your own pair, or the shipped one
     python -m vqlib.scorecard --original-run runs/original     # with a run of the original recipe beside it
 
-Every choice was made on other pictures than these. The chart of knobs, which the guidance was chosen from, compares
-with training pictures.
+Nothing is chosen by it: the chart, which the guidance was chosen from, compares with training pictures.
 """
 
 import argparse
 import json
+import shlex
 import sys
 import time
 
@@ -23,10 +23,14 @@ from vqlib.sampling import sample
 from vqlib.tokens import Vocabulary, encode_pixels
 
 GUIDANCE, MILD = 2.0, 1.5  # recommended by the chart: at T = 0.8 for clear pictures, at T = 1 for variety
-KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0)}  # (temperature, guidance)
-KNOBS |= {f"T = {T:g}, guidance {w:g}": (T, w) for T, w in ((0.8, GUIDANCE), (1.0, MILD))}
+KNOBS = {  # (temperature, guidance)
+    "T = 1": (1.0, 1.0),
+    "T = 0.8": (0.8, 1.0),
+    f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE),
+    f"T = 1, guidance {MILD:g}": (1.0, MILD),
+}
 CHART = [(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)]
-CHART += [(T, w) for T, guidances in ((0.8, (1.5, 2.0, 3.0, 5.0)), (1.0, (1.5, 2.0))) for w in guidances]
+CHART += [(0.8, w) for w in (1.5, 2.0, 3.0, 5.0)] + [(1.0, w) for w in (1.5, 2.0)]
 
 
 def balanced(dataset, n, shuffled=False):
@@ -35,14 +39,14 @@ def balanced(dataset, n, shuffled=False):
     return dataset.subset(index[torch.randperm(len(index), generator=seeded(0))] if shuffled else index)
 
 
-def draw(pair, n, temperature, guidance, seed=0, batch_size=500, progress=False):
+def draw(pair, n, temperature, guidance, seed=0, batch_size=500):
     """n samples of one seed, the classes in turn, none chosen: (n, 1, 28, 28) images on the CPU, and (n,) labels."""
-    labels, generator = torch.arange(n) % pair.transformer.config.vocabulary.num_classes, seeded(seed)
-    words, codes = f"sampling at {temperature:g}, guidance {guidance:g}", []
-    for part in tqdm(labels.split(batch_size), desc=words, disable=not progress):
-        knobs = {"temperature": temperature, "guidance": guidance, "generator": generator}
-        codes.append(sample(pair.transformer, part, **knobs))
-    return evaluation.reconstruct(pair.vqvae, torch.cat(codes)), labels
+    labels = torch.arange(n) % pair.transformer.config.num_classes
+    knobs = {"temperature": temperature, "guidance": guidance, "generator": seeded(seed)}
+    words = f"sampling at {temperature:g}, guidance {guidance:g}"
+    parts = tqdm(labels.split(batch_size), words, disable=None)  # no bar unless in a terminal
+    codes = torch.cat([sample(pair.transformer, part, **knobs) for part in parts])
+    return evaluation.reconstruct(pair.vqvae, codes), labels
 
 
 class Referee:
@@ -85,8 +89,8 @@ class Referee:
         real = balanced(self.train, len(self.test), shuffled=True)
         images = data.to_images(real.pixels)
         figures = self.measure(images, real.labels) | self.accuracy_score(images, real.labels)
-        figures |= self.nearest(data.to_images(self.test.pixels))
-        return figures | {"judge_accuracy": accuracy(self.judge, self.test)}
+        nearest = self.nearest(data.to_images(self.test.pixels))
+        return figures | nearest | {"judge_accuracy": accuracy(self.judge, self.test)}
 
 
 def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
@@ -108,7 +112,7 @@ def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
     for name, (temperature, guidance) in knobs.items():
         if guidance == 1 or getattr(transformer, "info", {}).get("recipe", {}).get("drop_class"):
             began = time.perf_counter()
-            images, labels = draw(pair, n, temperature, guidance, progress=referee.progress)
+            images, labels = draw(pair, n, temperature, guidance)
             how = {"temperature": temperature, "guidance": guidance, "seconds": round(time.perf_counter() - began, 1)}
             figures["samples"][name] = referee.all_figures(images, labels) | how
     return figures
@@ -128,11 +132,11 @@ def score_naive(vqvae, referee, n=10_000):
     return card
 
 
-def chart(pair: Pair, judge, train, n=2000, points=CHART, progress=False):
+def chart(pair: Pair, judge, train, n=2000, points=CHART):
     """Agreement against coverage over temperature and guidance, held against n training pictures: a list of dicts."""
     referee, rows = Referee(judge, train, balanced(train, n)), []
     for temperature, guidance in points:
-        figures = referee.measure(*draw(pair, n, temperature, guidance, seed=1, progress=progress))
+        figures = referee.measure(*draw(pair, n, temperature, guidance, seed=1))
         kept = {name: figures[name] for name in ("agreement", "coverage", "fid")}
         rows.append({"temperature": temperature, "guidance": guidance, **kept})
     return rows
@@ -140,38 +144,36 @@ def chart(pair: Pair, judge, train, n=2000, points=CHART, progress=False):
 
 def table(card):
     """The card as Markdown: ten rows, and a column per generator."""
-    fid, share, score = "{:.2f}", "{:.1%}", "classification_accuracy_score"
-    free, cool, guided, _ = (("samples", knob) for knob in KNOBS)
-    rows = [  # name, what stands under "real" or which of its figures, which figure of a generator, format
-        ("MSE, pixels in [0, 1]", "0", ("tokenizer", "mse"), "{:.5f}"),
-        (f"perplexity of the codes, of {card['num_codes']}", "–", ("tokenizer", "perplexity"), "{:.1f}"),
-        ("FID ¹ of reconstructions", ["fid"], ("reconstructions", "fid"), fid),
-        ("nats per code ²", "–", ("likelihood", "nats_per_code"), "{:.3f}"),
-        ("class by Bayes' rule", "–", ("bayes_accuracy",), share),
-        ("FID ¹ of samples, T = 1", ["fid"], (*free, "fid"), fid),
-        ("class agreement, T = 0.8", ["judge_accuracy"], (*cool, "agreement"), share),
-        (f"the same, guidance {GUIDANCE:g}", "–", (*guided, "agreement"), share),
-        ("coverage, T = 1", ["coverage"], (*free, "coverage"), share),
-        ("classification accuracy score, T = 1", [score], (*free, score), share),
-    ]
 
     def cell(figures, keys, form):
         for key in keys:
-            figures = figures.get(key) if isinstance(figures, dict) else None
-        return "–" if figures is None else form.format(figures)
+            figures = figures.get(key, {})
+        return "–" if figures == {} else form.format(figures)
 
+    fid, share, score = "{:.2f}", "{:.1%}", "classification_accuracy_score"
+    free, cool, guided, _ = (("samples", knob) for knob in KNOBS)
     columns, real = card["generators"], card["real pictures"]
+    rows = [  # name, what stands under "real", which figure of a generator, its format
+        ("MSE, pixels in [0, 1]", "0", ("tokenizer", "mse"), "{:.5f}"),
+        (f"perplexity of the codes, of {card['num_codes']}", "–", ("tokenizer", "perplexity"), "{:.1f}"),
+        ("FID ¹ of reconstructions", cell(real, ["fid"], fid), ("reconstructions", "fid"), fid),
+        ("nats per code ²", "–", ("likelihood", "nats_per_code"), "{:.3f}"),
+        ("class by Bayes' rule", "–", ("bayes_accuracy",), share),
+        ("FID ¹ of samples, T = 1", cell(real, ["fid"], fid), (*free, "fid"), fid),
+        ("class agreement, T = 0.8", cell(real, ["judge_accuracy"], share), (*cool, "agreement"), share),
+        (f"the same, guidance {GUIDANCE:g}", "–", (*guided, "agreement"), share),
+        ("coverage, T = 1", cell(real, ["coverage"], share), (*free, "coverage"), share),
+        ("classification accuracy score, T = 1", cell(real, [score], share), (*free, score), share),
+    ]
     lines = [[f"test set, {card['samples']:,} pictures", "real", *columns], ["---"] * (len(columns) + 2)]
     for name, first, keys, form in rows:
-        first = first if isinstance(first, str) else cell(real, first, form)
         lines.append([name, first, *(cell(figures, keys, form) for figures in columns.values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def load_run(folder):
-    """`load_pair`, or the name of the folder if it is a run of version 0.1, which had another name for it."""
-    old = folder and folder.with_name("ancestor")
-    if folder and folder.name == "original" and old.is_dir() and not folder.is_dir():
+    """`load_pair`, with a word on the folder of version 0.1 if that is there instead."""
+    if folder and folder.name == "original" and not folder.is_dir() and (old := folder.with_name("ancestor")).is_dir():
         raise FileNotFoundError(f"there is no {folder}. Version 0.1 called it {old}, which is there: name that")
     return load_pair(folder)
 
@@ -185,17 +187,15 @@ def parse(arguments):
     parser.add_argument("--ancestor-run", **folder, dest="original_run", **hidden)  # its name in version 0.1
     parser.add_argument("--out", type=checkpoints.expand, metavar="FILE", help="default: scorecard.json with the run")
     parser.add_argument("--mini", action="store_true", help="a quick look: the mini set, into scorecard-mini.json")
-    parser.add_argument("--sample", action="store_true", dest="mini", **hidden)
+    parser.add_argument("--sample", action="store_true", dest="mini", **hidden)  # the same
     options = parser.parse_args(arguments)
-    given = {"--run": options.run, "--original-run": options.original_run}
-    words = [str(word) for flag, value in given.items() if value for word in (flag, value)] + ["--mini"] * options.mini
-    options.command = " ".join(["python -m vqlib.scorecard", *words])
     name = "scorecard-mini.json" if options.mini else "scorecard.json"
     options.out = options.out or (options.run or checkpoints.runs_folder()) / name
     return options
 
 
 def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     train, test = (data.load(split, mini=options.mini) for split in ("train", "test"))
     n, few, pair = len(test), len(test) // 5, load_run(options.run)
@@ -204,7 +204,8 @@ def main(arguments=None):
     original = options.original_run and load_run(options.original_run)
     judge, began = checkpoints.load_classifier("judge"), time.perf_counter()
     referee = Referee(judge, train, test, progress=True)
-    card = {"command": options.command, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    card = {"command": shlex.join(["python", "-m", "vqlib.scorecard", *arguments])}
+    card |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     card |= {"tokenizer": checkpoints.tokenizer_id(pair.vqvae), "num_codes": pair.vqvae.config.num_codes}
     card |= {"samples": n, "seed": 0, "real pictures": referee.references()}
     columns = card["generators"] = {"ours": score_pair(pair, referee, n, bayes=few)}
@@ -214,7 +215,7 @@ def main(arguments=None):
         kept = records.load_original_record()
         columns["original recipe"] = {"tokenizer": kept["vqvae"]["test"], "likelihood": kept["transformer"]["test"]}
     columns |= score_naive(pair.vqvae, referee, n)
-    card["chart"] = chart(pair, judge, train, few, progress=True)
+    card["chart"] = chart(pair, judge, train, few)
     card["seconds"] = round(time.perf_counter() - began)
     options.out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(card))

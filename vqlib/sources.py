@@ -1,10 +1,8 @@
 """Finding, fetching and verifying the files of Fashion-MNIST, MNIST and KMNIST.
 
-Each data set is four files in the IDX format, two per split, plain or gzipped. Every file is verified:
-
-- Fashion-MNIST's by the SHA-256 of the uncompressed content, so it doesn't matter who compressed it;
-- the .gz files of MNIST and KMNIST by the MD5 that torchvision knows;
-- unpacked files of MNIST and KMNIST only by their form: number and size of the pictures, and labels in 0…9.
+Each data set is four files in the IDX format, two per split, plain or gzipped. All are verified by their form (number
+and size of the pictures, labels in 0…9); Fashion-MNIST's also by the SHA-256 of the uncompressed content, whoever
+compressed it; the .gz files of MNIST and KMNIST also by the MD5 that torchvision knows.
 """
 
 import gzip
@@ -40,27 +38,26 @@ def download_folder():
 
 def load(name, split, folder=None, download=True):
     """Read a split as `read` does, from the first place that has its files. `vqlib.data` lists places and errors."""
-    fashion, files = name == NAMES[0], " and ".join(FILES[split])
-    or_mini = f" {OR_MINI}" if fashion else ""
-    named = folder or os.environ.get("VQLIB_DATA")
+    fashion, named = name == NAMES[0], folder or os.environ.get("VQLIB_DATA")
     places = filter(None, [Path("data"), download_folder(), SYSTEM_FOLDER])
     if not fashion:  # files that lie loose in one of these are taken for Fashion-MNIST's
         places = [place / name / "raw" for place in places]
     for place in [os.path.expanduser(named)] if named else places:
         if paths := find(name, place, split):
             return read(paths, name, split)
+    or_mini = f" {OR_MINI}" * fashion
     if named:
-        got = place if os.path.isdir(place) else f"{place}, which is not a folder"
-        wanted = f"must hold {files} (plain or .gz), at its top or in {name}/raw, got {got}"
-        way_out = f"Leave it out, and a copy is found elsewhere, or downloaded.{or_mini}"
-        raise FileNotFoundError(f"{'folder' if folder else 'VQLIB_DATA'} {wanted}. {way_out}")
+        what, got = "folder" if folder else "VQLIB_DATA", "" if os.path.isdir(place) else ", which is not a folder"
+        wanted = f"{' and '.join(FILES[split])} (plain or .gz), at its top or in {name}/raw"
+        remedy = f"Leave it out, and a copy is found elsewhere, or downloaded.{or_mini}"
+        raise FileNotFoundError(f"{what} must hold {wanted}, got {place}{got}. {remedy}")
     reason = "downloading was turned off"
     if download:
         try:
             return read(find(name, fetch(name), split), name, split)
         except (OSError, RuntimeError, ValueError) as error:
             reason = f"the download failed ({type(error).__name__}: {error})"
-    package = "on Debian and Ubuntu `apt-get install dataset-fashion-mnist`; or " if fashion else ""
+    package = "on Debian and Ubuntu `apt-get install dataset-fashion-mnist`; or " * fashion
     remedy = f"{package}set VQLIB_DATA to a folder with {', '.join(SHA256)}, plain or .gz.{or_mini}"
     raise RuntimeError(f"No copy of {name} was found, and {reason}. Connect to the internet (30 MB); or {remedy}")
 
@@ -80,40 +77,37 @@ def read(paths, name, split):
 
     Raises ValueError, with a remedy, unless both files are the originals.
     """
-    n, folder, downloads = COUNTS[split], paths[0].parent, download_folder()
-    remedy = "Replace it by the original; or move it away and unset VQLIB_DATA, and a copy is looked for elsewhere."
-    if folder == SYSTEM_FOLDER:
-        remedy = "Install the package dataset-fashion-mnist again."
-    elif downloads and folder.is_relative_to(downloads):
-        remedy = "Delete it, and the next load downloads a fresh copy."
-    try:
-        pixels, labels = _read(paths[0], name, (n, 28, 28)), _read(paths[1], name, (n,))
-    except ValueError as error:
-        raise ValueError(f"{error}. {remedy}{f' {OR_MINI}' if name == NAMES[0] else ''}") from error
-    return pixels, labels.long(), f"{name}, {folder}"
+    n = COUNTS[split]
+    pixels, labels = _read(paths[0], name, (n, 28, 28)), _read(paths[1], name, (n,))
+    return pixels, labels.long(), f"{name}, {paths[0].parent}"
 
 
 def _read(path, name, shape):
+    # IDX: two zero bytes, a type code (8 is uint8), the number of dimensions, then each dimension as big-endian int32.
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
     try:
         stored = path.read_bytes()
         content = gzip.decompress(stored) if path.suffix == ".gz" else stored
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    # IDX: two zero bytes, a type code (8 is uint8), the number of dimensions, then each dimension as big-endian int32.
-    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
-    values = np.frombuffer(content, np.uint8)[len(header) :]
-    sound = content.startswith(header) and len(values) == math.prod(shape) and (len(shape) > 1 or values.max() <= 9)
-    original = hashlib.sha256(content).hexdigest() == SHA256[path.name.removesuffix(".gz")]
-    if name != NAMES[0]:
-        original = not original  # Fashion-MNIST's file, which has the same name and form, is the likeliest mistake
-        if path.suffix == ".gz":
-            from torchvision import datasets  # slow to import, and needed only here and in `fetch`
-
-            known = dict(getattr(datasets, name).resources)[path.name]
-            original = hashlib.md5(stored, usedforsecurity=False).hexdigest() == known
-    if not (sound and original):
-        raise ValueError(f"{path} is not the original file of {name}: it is truncated, altered, or another data set's")
+        values = np.frombuffer(content, np.uint8)[len(header) :]
+        sound = content.startswith(header) and len(values) == math.prod(shape) and (len(shape) > 1 or values.max() <= 9)
+        if not (sound and _is_original(path, name, stored, content)):
+            raise ValueError("truncated, altered, or another data set's")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        remedy = "Replace it; or move it away and unset VQLIB_DATA, and a copy is found elsewhere, or downloaded."
+        remedy += f" {OR_MINI}" * (name == NAMES[0])
+        raise ValueError(f"{path} is not the original file of {name} ({error}). {remedy}") from error
     return torch.from_numpy(values.reshape(shape).copy())
+
+
+def _is_original(path, name, stored, content):
+    is_fashion = hashlib.sha256(content).hexdigest() == SHA256[path.name.removesuffix(".gz")]
+    if name == NAMES[0] or is_fashion:  # the likeliest mistake: the files of all three have the same names
+        return is_fashion and name == NAMES[0]
+    if path.suffix != ".gz":
+        return True  # nobody could tell
+    from torchvision import datasets  # slow to import, and needed only here and in `fetch`
+
+    return hashlib.md5(stored, usedforsecurity=False).hexdigest() == dict(getattr(datasets, name).resources)[path.name]
 
 
 def fetch(name):

@@ -25,7 +25,7 @@ def one_token_step(transformer, rows):
     if not (rows and is_plain(transformer)):
         return lambda tokens, cache: transformer(tokens[:, None], cache)[:, -1]
     kept, few, now = _KEPT.setdefault(transformer, {}), rows <= FEW, [p.detach() for p in transformer.parameters()]
-    if few not in kept or not same(kept[few][0], now):
+    if few not in kept or not _equal(kept[few][0], now):
         kept[few] = [p.clone() for p in now], Stepper(transformer, few)
     return kept[few][1]
 
@@ -51,8 +51,8 @@ def _built(config: TransformerConfig):
         return _parts(Transformer(config))
 
 
-def same(weights, others):
-    """Whether all are equal, so that any change is seen, even one written through ``.data``. It takes 3 ms on a CPU."""
+def _equal(weights, others):
+    """Whether nothing has changed, not even through ``.data``. It takes 3 ms on a CPU."""
     kinds, other_kinds = ([(w.dtype, w.device) for w in of] for of in (weights, others))
     return kinds == other_kinds and all(map(torch.equal, weights, others))
 

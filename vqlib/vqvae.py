@@ -14,7 +14,6 @@ from torch import nn
 from vqlib import checks
 
 GRID = 7  # codes per side: two convolutions of stride 2 take 28 to 14 to 7
-QUANTIZERS = ("gradient", "ema")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class VQVAEConfig:
     def __post_init__(self):
         for name, least in (("num_codes", 1), ("code_dim", 1), ("channels", 2), ("residual_blocks", 0)):
             checks.check_whole(name, getattr(self, name), least)
-        checks.check_choice("quantizer", self.quantizer, QUANTIZERS)
+        checks.check_choice("quantizer", self.quantizer, ("gradient", "ema"))
 
 
 class ResidualBlock(nn.Module):

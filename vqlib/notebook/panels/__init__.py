@@ -3,10 +3,10 @@
 Each file holds what one panel computes and what it draws, as functions that need no front end, and then its controls.
 """
 
+from vqlib.notebook.panels.code_editor import CodeEditor
 from vqlib.notebook.panels.completion import Completion
-from vqlib.notebook.panels.editor import CodeEditor
-from vqlib.notebook.panels.studio import SamplingStudio
-from vqlib.notebook.panels.walk import QuantizerWalk
-from vqlib.notebook.panels.writing import TokenByToken
+from vqlib.notebook.panels.quantizer_walk import QuantizerWalk
+from vqlib.notebook.panels.sampling_studio import SamplingStudio
+from vqlib.notebook.panels.token_by_token import TokenByToken
 
 __all__ = ["CodeEditor", "Completion", "QuantizerWalk", "SamplingStudio", "TokenByToken"]

@@ -9,8 +9,8 @@ from vqlib import data
 from vqlib.baselines import Histogram
 from vqlib.notebook.panels import base
 from vqlib.notebook.panels.base import Panel, slider
+from vqlib.notebook.panels.code_editor import crop, variants
 from vqlib.notebook.panels.drawing import CELL, FAINT, GROUND, MARK, TEXT, Sheet
-from vqlib.notebook.panels.editor import crop, variants
 from vqlib.pair import seeded
 from vqlib.sampling import sample
 from vqlib.tokens import CODES_PER_IMAGE, Vocabulary, encode_pixels
