@@ -250,12 +250,19 @@ def test_a_damaged_shipped_file_has_its_own_remedy(shipped):
 # --- the wrong file --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_named_with_the_weight_files_in_it(tmp_path):
+def test_a_folder_is_no_weight_file(tmp_path):
     a_pair(tmp_path / "mine")
-    with pytest.raises(IsADirectoryError, match="folder.*transformer.safetensors, vqvae.safetensors"):
+    with pytest.raises(IsADirectoryError, match="mine.*folder.*transformer.safetensors, vqvae.safetensors"):
         checkpoints.load_vqvae(tmp_path / "mine")
     with pytest.raises(IsADirectoryError, match="mine.*folder"):
         checkpoints.check_writable(tmp_path / "mine")
+
+
+def test_a_run_of_version_0_1_is_named_by_its_old_name(tmp_path):
+    (tmp_path / "ancestor").mkdir()
+    a_pair(tmp_path / "ancestor")
+    with pytest.raises(FileNotFoundError, match="original.*ancestor.vqvae.safetensors"):
+        checkpoints.load_vqvae(tmp_path / "original" / "vqvae.safetensors")
 
 
 def test_a_missing_file_is_named_by_its_full_path(tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def test_queries_are_compared_with_keys_over_the_root_of_the_dimension():
     normed = block.norm1(transformer.embed(tokens))
     query, key, _ = block.attention.qkv(normed).reshape(3, 50, 3, 4, 8).unbind(2)
     scores = torch.stack([query[1, 30, 2] @ key[1, s, 2] for s in range(31)]) / 8**0.5
-    assert (block.attention.weights(normed)[1, 2, 30, :31] - scores.softmax(0)).abs().max() < 1e-12
+    assert (block.attention.attention_weights(normed)[1, 2, 30, :31] - scores.softmax(0)).abs().max() < 1e-12
 
 
 def test_with_qk_norm_queries_and_keys_have_the_length_of_the_root_of_their_dimension():

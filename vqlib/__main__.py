@@ -5,8 +5,8 @@ python -m vqlib generate "Ankle boot" --n 8 --temperature 0.8 --seed 0 --out boo
 
 import argparse
 import sys
-from pathlib import Path
 
+from vqlib.checkpoints import expand
 from vqlib.data import CLASS_NAMES
 from vqlib.pair import load_pair
 
@@ -15,17 +15,16 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="vqlib", description="The two-stage image generator, in miniature.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="generate")
     generate = commands.add_parser("generate", help="draw pictures of one or more classes into a PNG file")
-    generate.add_argument("classes", nargs="+", metavar="CLASS", help=f"a name or number: {', '.join(CLASS_NAMES)}")
-    generate.add_argument("--n", type=int, default=8, help="pictures of each class (default 8)")
-    generate.add_argument(
-        "--temperature", type=float, default=0.8, help="0: the likeliest codes; 1: the model as it is"
-    )
-    generate.add_argument("--top-k", type=int, help="keep the k likeliest codes")
-    generate.add_argument("--top-p", type=float, default=1.0, help="keep the likeliest codes that reach this share")
-    generate.add_argument("--guidance", type=float, default=1.0, help="above 1, each is more like its class")
-    generate.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures (default 0)")
-    generate.add_argument("--run", type=Path, help="folder of another pair, such as runs/original")
-    generate.add_argument("--out", type=Path, default=Path("generated.png"), help="default: generated.png")
+    add = generate.add_argument
+    add("classes", nargs="+", metavar="CLASS", help=f"a name or number: {', '.join(CLASS_NAMES)}")
+    add("--n", type=int, default=8, help="pictures of each class (default 8)")
+    add("--temperature", type=float, default=0.8, help="0: the likeliest codes; 1: the model as it is (default 0.8)")
+    add("--top-k", type=int, help="keep the k likeliest codes")
+    add("--top-p", type=float, default=1.0, help="keep the likeliest codes that reach this share")
+    add("--guidance", type=float, default=1.0, help="above 1, each is more like its class")
+    add("--seed", type=int, default=0, help="the same seed gives the same pictures (default 0)")
+    add("--run", help="folder of another pair, such as runs/original")
+    add("--out", type=expand, default="generated.png", help="default: generated.png")
     options = parser.parse_args(arguments)
     knobs = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "guidance", "seed")}
     try:
@@ -33,7 +32,7 @@ def main(arguments=None):
         pair.save_png(options.out, pair.generate(options.classes, options.n, **knobs), columns=options.n)
     except (OSError, ValueError) as error:  # these say what to do
         sys.exit(f"error: {error}")
-    print(f"{options.n * len(options.classes)} pictures in {options.out.expanduser().resolve()}")
+    print(f"{options.n * len(options.classes)} pictures in {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """What needs no network: pictures in 294 bits without learning (notebook 01), codes drawn by counting (notebook 03).
 
-49 codes out of 64 take 49 · 6 = 294 bits. `thumbnails` and `nearest_patches` spend as many on each picture, so their
-error is what a VQ-VAE has to beat. `Histogram` draws each code by itself, so its likelihood is what a Transformer has
-to beat.
+49 codes out of 64 take 49 · 6 = 294 bits. `thumbnails` and `nearest_patches` spend as many on a picture: theirs is the
+error that a VQ-VAE has to beat. `Histogram` draws each code by itself: a Transformer has to beat its likelihood.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +16,7 @@ from vqlib.vqvae import GRID
 
 
 def thumbnails(images: torch.Tensor, levels: int = 64) -> torch.Tensor:
-    """Shrink each picture to 7×7 grey values of ``levels`` levels, and enlarge it again smoothly.
-
-    (B, 1, 28, 28) float in [-1, 1] -> the same shape and range.
-    """
+    """Shrink to 7×7 grey values of ``levels`` levels, and enlarge again: (B, 1, 28, 28) in [-1, 1] -> the same."""
     small = F.avg_pool2d(images, 4)
     small = ((small + 1) / 2 * (levels - 1)).round() / (levels - 1) * 2 - 1
     return F.interpolate(small, scale_factor=4, mode="bilinear")
@@ -60,20 +55,16 @@ class Histogram:
         """
         check_codes(codes, vocabulary.num_codes)
         check_labels(labels, vocabulary.num_classes, len(codes))
-        shape = (vocabulary.num_classes, CODES_PER_IMAGE, vocabulary.num_codes)
-        place = labels[:, None] * CODES_PER_IMAGE + torch.arange(CODES_PER_IMAGE)  # (N, 49): the row of each code
-        index = place * vocabulary.num_codes + codes.flatten(1)
-        count = torch.bincount(index.flatten(), minlength=math.prod(shape)).reshape(shape).float()
-        if not by_class:
-            count = count.sum(0, keepdim=True)
-        if not by_position:
-            count = count.sum(1, keepdim=True)
-        return cls((count + 1).div((count + 1).sum(-1, keepdim=True)).log().expand(shape))
+        count = torch.zeros(vocabulary.num_classes, CODES_PER_IMAGE, vocabulary.num_codes)
+        place = (labels[:, None], torch.arange(CODES_PER_IMAGE), codes.flatten(1))  # broadcast to (N, 49)
+        count.index_put_(place, torch.ones(()), accumulate=True)
+        ignored = [dim for dim, apart in ((0, by_class), (1, by_position)) if not apart]
+        count = count.sum(ignored, keepdim=True).expand_as(count) if ignored else count  # sum([]) would be over all
+        return cls((count + 1).div((count + 1).sum(-1, keepdim=True)).log())
 
     def nats_per_code(self, codes: torch.Tensor, labels: torch.Tensor) -> float:
         """The mean of -log p(code | class, position) in nats, over (N, 7, 7) codes with (N,) labels."""
-        log_probs = self.log_probs[labels].gather(-1, codes.flatten(1)[..., None])
-        return -log_probs.mean().item()
+        return -self.log_probs[labels].gather(-1, codes.flatten(1)[..., None]).mean().item()
 
     def sample(self, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw one picture per label: (N,) int64 -> (N, 7, 7) int64 codes."""

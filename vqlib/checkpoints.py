@@ -4,7 +4,6 @@ A file's header states its kind, a SHA-256 over all of it and, as JSON, the mode
 test figures; in a Transformer's file also whose codes it learned (`tokenizer_id`).
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -52,26 +51,24 @@ def runs_folder() -> Path:
 def save(path, kind, tensors, /, **info):
     """Write ``tensors`` (name -> tensor) and ``info`` (anything that JSON holds) to a safetensors file, all or nothing.
 
-    The new file is complete and on the disk before it replaces the old one, so a save that fails or is killed leaves
-    the previous file as it was. Raises OSError, with the remedy, if the folder can't be written.
+    The new file is complete and on the disk before it replaces the old one, so a save that is killed, or fails with
+    OSError, leaves that as it was.
     """
     path = expand(path)
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())}  # none share memory
     text = json.dumps(info, default=lambda number: number.item())  # NumPy's numbers
     header = {"kind": kind, "sha256": _digest(tensors, kind + text), "info": text}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(safetensors.torch.save(tensors, header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
+            temporary = os.path.join(folder, path.name)
+            with open(temporary, "wb") as file:
+                file.write(safetensors.torch.save(tensors, header))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError as error:
         raise type(error)(f"cannot save {path}: {error}. What stood there before is untouched. {WRITABLE}") from error
-    finally:
-        with contextlib.suppress(OSError):  # if it can't even be looked up, the error above says why
-            temporary.unlink()
 
 
 def check_writable(path):
@@ -87,10 +84,13 @@ def check_writable(path):
 
 
 def read(path, kind):
-    """Read a file that `save` wrote: (tensors, info). Raises OSError, or ValueError if it is damaged or another kind."""
+    """Read a file that `save` wrote: (tensors, info). OSError if not there, ValueError if damaged or another kind."""
     path = expand(path)
+    if path.is_dir():
+        found = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "none"
+        raise IsADirectoryError(f"{path} is a folder. Give the path of a file; the weight files in it: {found}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, or a folder. {_remedy(path)}")
+        raise FileNotFoundError(f"there is no {path}. {_remedy(path)}")
     content = path.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
@@ -108,7 +108,10 @@ def read(path, kind):
 def _remedy(path):
     if path.parent == SHIPPED:
         return RESTORE
-    first = "Delete it and train again" if path.is_file() else "Give the path of a file, or train first"
+    old = Path(*("ancestor" if part == "original" else part for part in path.parts))
+    if old != path and old.exists():
+        return f"Version 0.1 called this run {old}, which is there: name that"
+    first = "Delete it and train again" if path.is_file() else "Check the path, or train first"
     return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)"
 
 
@@ -166,10 +169,7 @@ def load_model(path, cls, config_cls, device="cpu", vqvae=None):
 
 
 def _upgrade(info, vqvae=None):
-    """Bring the header of a file of version 0.1, which states no format, up to date.
-
-    That version took a tokenizer's id over all parameters. If it is the one of ``vqvae``, the new id takes its place.
-    """
+    """Bring the header of a file of version 0.1 up to date, whose tokenizer's id was over all parameters."""
     if "format" in info:
         return info
     recipe = info.get("recipe", {})
@@ -194,16 +194,16 @@ def _check_finite(tensors):
 def load_vqvae(path=None, *, shipped=False, device="cpu") -> VQVAE:
     """The first stage: the file given, else the reader's own run if there is one, else the shipped weights.
 
-    Returns a `VQVAE` in eval mode. ``vqvae.info["path"]`` says which file it came from. Raises what `load_model` does.
+    In eval mode; ``vqvae.info["path"]`` says which file it came from. Raises what `load_model` does.
     """
     return load_model(path or _choose("vqvae", shipped), VQVAE, VQVAEConfig, device)
 
 
 def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> Transformer:
-    """The second stage, trained on the codes of the tokenizer that `load_vqvae` returns.
+    """The second stage, looked for as in `load_vqvae`, in eval mode.
 
     vqvae: the tokenizer it must fit, by default the one that `load_vqvae` gives with the same ``shipped``.
-    Returns a `Transformer` in eval mode. Raises what `load_model` does, and ValueError if the two don't match.
+    Raises what `load_model` does, and ValueError if the two don't match.
     """
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))

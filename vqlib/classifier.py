@@ -34,9 +34,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config or ClassifierConfig()
         c, features, layers = self.config.channels, self.config.features, []
-        for before, after in ((1, c), (c, 2 * c), (2 * c, 4 * c)):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))  # 28 -> 14 -> 7 -> 3
+        for before, after in ((1, c), (c, 2 * c), (2 * c, 4 * c)):  # 28 -> 14 -> 7 -> 3
+            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         layers += [nn.Flatten(), nn.Dropout(self.config.dropout), nn.Linear(4 * c * 3 * 3, features), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Dropout(self.config.dropout), nn.Linear(features, len(CLASS_NAMES)))
@@ -47,10 +47,9 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: torch.Tensor, batch_size=500) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ask a classifier about many pictures, in eval mode whatever mode it is in.
+    """Ask a classifier, in eval mode, about many pictures: (N, 1, 28, 28) float in [-1, 1], else ValueError.
 
-    images: (N, 1, 28, 28) float in [-1, 1]. Returns log p(class | picture), (N, 10) ≤ 0, and features, (N, 128) ≥ 0,
-    both float32 on the CPU. Raises ValueError for other images.
+    Returns log p(class | picture), (N, 10) ≤ 0, and features, (N, 128) ≥ 0, both float32 on the CPU.
     """
     checks.check_tensor("images", images, ("N", 1, 28, 28), float, -1, 1)
     weight = classifier.head[1].weight
@@ -69,8 +68,7 @@ def accuracy(classifier: Classifier, dataset: Dataset) -> float:
 def rerank(critic: Classifier, images: torch.Tensor, label: int, keep: int) -> torch.Tensor:
     """The part that CLIP plays in DALL·E 1: of many samples, keep those that the critic finds most like their class.
 
-    images: (N, 1, 28, 28) in [-1, 1], all asked to be of class ``label``. Returns (keep,) int64 indices, best first.
-    Raises ValueError if there are fewer than ``keep`` images, or if ``label`` is not a class.
+    images: (N, 1, 28, 28), N ≥ keep, all asked to be of class ``label``. Returns (keep,) int64 indices, best first.
     """
     log_probs, _ = classify(critic, images)
     checks.check_whole("keep", keep, 1, len(images))

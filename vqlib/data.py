@@ -67,31 +67,28 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def load(split: str, folder=None, *, mini=None, download=True, name="FashionMNIST") -> Dataset:
-    """Load one split into memory.
+    """Load one split, "train" (60,000 pictures) or "test" (10,000).
 
-    split: "train" (60,000 pictures) or "test" (10,000).
-    folder: where the files are; by default VQLIB_DATA, then the other places that the module lists. A folder that is
-        named must hold the files: nothing else is tried.
+    folder: where the files are, and must be; by default VQLIB_DATA, then the other places that the module lists.
     mini: True takes the embedded mini set (2,000 training, 500 test pictures) without looking anywhere; False never
         does; None takes it only if there is nothing else, with a `MiniWarning` (and at once if VQLIB_FAST=1).
     download: whether to try the network when no folder has the files.
-    name: "FashionMNIST", "MNIST" (digits) or "KMNIST" (Japanese characters), of the same form. `CLASS_NAMES` and the
-        mini set belong to the first.
+    name: "FashionMNIST", to which `CLASS_NAMES` and the mini set belong, "MNIST" (digits) or "KMNIST" (Japanese).
 
-    Returns a `Dataset`. Raises ValueError if a file is damaged or altered, FileNotFoundError if a folder that was
-    named lacks the files, and RuntimeError if no source worked and the mini set may not stand in.
+    Raises ValueError if a file is damaged or altered, FileNotFoundError if a folder that was named lacks the files, and
+    RuntimeError if no source worked and the mini set may not stand in.
     """
     check_choice("split", split, ("train", "test"))
     check_choice("name", name, sources.NAMES, "For pictures of your own, make a Dataset")
-    fashion = name == sources.NAMES[0]  # of which the mini set is a part
-    if mini and not fashion:
-        raise ValueError(f"mini must be left out for {name}: there is no mini set of it")
-    if mini or (mini is None and fashion and vqlib.fast()):
+    if name != sources.NAMES[0]:
+        check_choice("mini", mini, (None, False), f"There is no mini set of {name}")
+        mini = False
+    if mini or (mini is None and vqlib.fast()):
         return load_mini(split)
     try:
         return Dataset(*sources.load(name, split, folder, download))
     except RuntimeError as error:
-        if mini is False or not fashion:
+        if mini is False:
             raise
         warnings.warn(f"{error} For now, the MINI SET stands in: figures will differ.", MiniWarning, stacklevel=2)
     return load_mini(split)
@@ -102,12 +99,11 @@ def load_mini(split: str) -> Dataset:
     check_choice("split", split, ("train", "test"))
     try:
         with np.load(MINI_FILE, allow_pickle=False) as arrays:
-            pixels = torch.from_numpy(arrays[f"{split}_pixels"])
-            labels = torch.from_numpy(arrays[f"{split}_labels"]).long()
+            pixels, labels = (torch.from_numpy(arrays[f"{split}_{part}"]) for part in ("pixels", "labels"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         remedy = "Restore it with `git checkout vqlib/sample`, or install the package again."
         raise ValueError(f"{MINI_FILE} is damaged or missing ({error}). {remedy}") from error
-    return Dataset(pixels, labels, f"MINI SET ({len(labels):,} of {sources.COUNTS[split]:,} {split} pictures)")
+    return Dataset(pixels, labels.long(), f"MINI SET ({len(labels):,} of {sources.COUNTS[split]:,} {split} pictures)")
 
 
 def split_validation(train: Dataset, n_validation=5000, seed=0) -> tuple[Dataset, Dataset]:

@@ -1,13 +1,14 @@
 """Measuring: reconstruction error, codebook use, likelihood, and the quality of samples (notebook 06).
 
-Errors of pictures are on the [0, 1] scale, whatever the networks' [-1, 1]: an MSE here is a quarter of the MSE there.
+Errors of pictures are on the [0, 1] scale: an MSE here is a quarter of the networks', which see [-1, 1]. Arguments of
+another shape, dtype or range are a ValueError.
 """
 
 import math
 
 import torch
 
-from vqlib.checks import check_number, check_tensor, check_whole
+from vqlib.checks import check_labels, check_number, check_tensor, check_whole
 from vqlib.data import Dataset, to_images
 from vqlib.sampling import code_log_probs, log_likelihood
 from vqlib.tokens import CODES_PER_IMAGE, encode_pixels, perplexity, usage
@@ -35,7 +36,7 @@ def reconstruct(vqvae: VQVAE, codes: torch.Tensor, batch_size=500) -> torch.Tens
 
 
 def evaluate_vqvae(vqvae: VQVAE, dataset: Dataset) -> dict:
-    """A tokenizer's mse ([0, 1] scale), psnr (dB), codes_used (of K) and perplexity over a data set that isn't empty."""
+    """A tokenizer's mse ([0, 1] scale), psnr (dB), codes_used (of K) and perplexity over N ≥ 1 pictures."""
     codes = encode_pixels(vqvae, dataset.pixels)
     frequencies = usage(codes, vqvae.config.num_codes)
     error = mse(reconstruct(vqvae, codes), to_images(dataset.pixels))
@@ -57,29 +58,24 @@ def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: 
     return figures | {"nats_by_position": [[round(x, 4) for x in row] for row in by_position], "pictures": len(codes)}
 
 
-def nearest_neighbours(images: torch.Tensor, pixels: torch.Tensor, batch_size=5000):
-    """The training picture nearest to each image, by the squared distance of pixels.
+def nearest_neighbours(images: torch.Tensor, pixels: torch.Tensor, batch_size=500):
+    """The training picture nearest to each image: (B,) int64 indices into ``pixels``, and (B,) float32 MSE in [0, 1].
 
-    images: (B, 1, 28, 28) float in [-1, 1]. pixels: (N, 28, 28) uint8. Returns (B,) int64 indices into ``pixels`` and
-    the (B,) float32 MSE on the [0, 1] scale.
+    images: (B, 1, 28, 28) float in [-1, 1]. pixels: (N, 28, 28) uint8.
     """
     check_tensor("images", images, ("B", 1, 28, 28), float, -1, 1)
     check_tensor("pixels", pixels, ("N", 28, 28), torch.uint8)
-    query = (images.flatten(1).float() + 1) / 2
-    best, index = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
-    for i in range(0, len(pixels), batch_size):
-        distance = torch.cdist(query, pixels[i : i + batch_size].flatten(1) / 255).pow(2) / query.shape[1]
-        near, at = distance.min(1)
-        index = torch.where(near < best, at + i, index)
-        best = torch.minimum(near, best)
-    return index, best
+    queries, points = (images.flatten(1).float() + 1) / 2, pixels.flatten(1) / 255
+    nearest = [torch.cdist(part, points).min(1) for part in queries.split(batch_size)]
+    distance, index = (torch.cat(parts) for parts in zip(*nearest, strict=True))
+    return index, distance.pow(2) / queries.shape[1]
 
 
 def frechet_distance(features: torch.Tensor, others: torch.Tensor) -> float:
     """The Fréchet distance between two sets of features, each taken for a Gaussian (Heusel et al., arXiv 1706.08500).
 
     |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½), of (N, D) and (M, D) float features, N and M ≥ 2. Only figures of the same
-    features and the same numbers of pictures can be compared. Raises ValueError for other arguments.
+    features and the same numbers of pictures can be compared.
     """
     check_tensor("features", features, ("N", "D"), float)
     check_tensor("others", others, ("M", features.shape[1]), float)
@@ -96,7 +92,7 @@ def coverage(real: torch.Tensor, samples: torch.Tensor, k=5) -> float:
     """The share of real pictures that have a sample in their neighbourhood (Naeem et al., arXiv 2002.09797, eq. 4).
 
     The neighbourhood of a picture reaches to its k-th nearest real picture. real (N, D), samples (M, D) float features.
-    Coverage grows with M: compare equal numbers. Raises ValueError for other arguments.
+    Coverage grows with M: compare equal numbers.
     """
     check_tensor("real", real, ("N", "D"), float)
     check_tensor("samples", samples, ("M", real.shape[1]), float)
@@ -109,11 +105,10 @@ def coverage(real: torch.Tensor, samples: torch.Tensor, k=5) -> float:
 
 
 def agreement(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How often a classifier sees the class asked for: (N, C), (N,) int64 -> (C,) float32 shares; NaN for none asked."""
-    num_classes = log_probs.shape[1]
-    check_tensor("labels", labels, (len(log_probs),), torch.int64, 0, num_classes - 1)
+    """How often a classifier sees the class asked for: (N, C), (N,) int64 -> (C,) float32 shares, NaN if not asked."""
+    check_labels(labels, log_probs.shape[1], len(log_probs))
     right = (log_probs.argmax(1) == labels).float()
-    return torch.stack([right[labels == label].mean() for label in range(num_classes)])
+    return torch.stack([right[labels == label].mean() for label in range(log_probs.shape[1])])
 
 
 def bayes_classes(transformer: Transformer, codes: torch.Tensor, batch_size=500) -> torch.Tensor:
@@ -121,8 +116,7 @@ def bayes_classes(transformer: Transformer, codes: torch.Tensor, batch_size=500)
 
     (N, 7, 7) int64 codes -> (N,) int64 classes.
     """
-    classes = torch.arange(transformer.config.num_classes)
-    guesses = []
+    classes, guesses = torch.arange(transformer.config.num_classes), []
     for part in codes.split(batch_size):
         scores = [log_likelihood(transformer, part, label.expand(len(part))).cpu() for label in classes]
         guesses.append(torch.stack(scores).argmax(0))

@@ -1,6 +1,7 @@
 """A trained pair, a tokenizer and the Transformer that learned its codes, and all that one can do with it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,15 +38,13 @@ class Pair(NamedTuple):
         """
         checks.check_whole("rows", rows, 0, GRID)
         checks.check_whole("n", n, 1)
-        prefix = self.encode(images).flatten(1)[:, : GRID * rows].repeat_interleave(n, 0)
-        start = self._start(classes)
-        start = start.expand(len(images), 1) if len(start) == 1 else start
-        checks.check_tensor("classes", start, (len(images), 1), torch.int64, remedy="Give one per picture, or one")
-        start, generator = start.repeat_interleave(n, 0), seeded(seed)
-        return self.decode(sampling.sample(self.transformer, start, prefix=prefix, generator=generator, **knobs))
+        prefix, start = self.encode(images).flatten(1)[:, : GRID * rows], self._start(classes)
+        checks.check_choice("the number of classes", len(start), (1, len(images)))
+        start = start.expand(len(images), 1).repeat_interleave(n, 0)
+        knobs |= {"prefix": prefix.repeat_interleave(n, 0), "generator": seeded(seed)}
+        return self.decode(sampling.sample(self.transformer, start, **knobs))
 
-    def _start(self, classes):
-        """The start tokens of classes, (B, 1) int64."""
+    def _start(self, classes):  # (B, 1) int64 start tokens
         vocabulary = self.transformer.config.vocabulary
         if classes is None:
             return torch.tensor([[vocabulary.end]])
@@ -77,11 +76,11 @@ class Pair(NamedTuple):
 
         for name, number in (("number of images", len(images)), ("columns", columns), ("zoom", zoom)):
             checks.check_whole(name, number, 1)
-        grid = make_grid(to_pixels(images.cpu())[:, None], nrow=columns, padding=0)[0].numpy()
+        pixels = to_pixels(images.cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+        grid = make_grid(pixels[:, None], nrow=columns, padding=0)[0]
         path = checkpoints.expand(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(grid)
-        picture.resize((zoom * picture.width, zoom * picture.height), Image.Resampling.NEAREST).save(path, "PNG")
+        Image.fromarray(grid.numpy()).save(path, "PNG")
 
 
 def load_pair(folder=None, *, shipped: bool = False, device="cpu") -> Pair:
@@ -90,10 +89,9 @@ def load_pair(folder=None, *, shipped: bool = False, device="cpu") -> Pair:
     folder: holds vqvae.safetensors and transformer.safetensors. shipped: True skips the reader's own.
     Raises what `checkpoints.load_vqvae` and `load_transformer` raise, such as when the two don't belong together.
     """
-    names = ("vqvae", "transformer")
-    paths = [folder and checkpoints.expand(folder) / f"{name}.safetensors" for name in names]
-    vqvae = checkpoints.load_vqvae(paths[0], shipped=shipped, device=device)
-    return Pair(vqvae, checkpoints.load_transformer(paths[1], shipped=shipped, vqvae=vqvae, device=device))
+    first, second = (folder and Path(folder, f"{name}.safetensors") for name in ("vqvae", "transformer"))
+    vqvae = checkpoints.load_vqvae(first, shipped=shipped, device=device)
+    return Pair(vqvae, checkpoints.load_transformer(second, shipped=shipped, vqvae=vqvae, device=device))
 
 
 def class_numbers(classes: str | int | Sequence, num_classes: int = 10) -> torch.Tensor:

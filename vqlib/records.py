@@ -33,5 +33,4 @@ def _load(name):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        remedy = "Restore it with `git checkout vqlib/weights`, or install the package again."
-        raise ValueError(f"{path} is damaged or missing ({error}). {remedy}") from error
+        raise ValueError(f"{path} is damaged or missing ({error}). {checkpoints.RESTORE}") from error

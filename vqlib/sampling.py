@@ -2,7 +2,8 @@
 
 Sampling is Gumbel-max (Gumbel 1954; Maddison, Tarlow, Minka, arXiv 1411.0030): ``argmax(logits + T · noise)`` with
 Gumbel noise is a draw from ``softmax(logits / T)``. All the randomness is in the noise, which is drawn before the first
-token and belongs to the picture. So moving a knob changes what the knob does, and nothing else.
+token. With the same seed a picture keeps its noise when you turn a knob (temperature, top-k, top-p, guidance), so what
+you see change comes from that knob and not from new dice.
 """
 
 import torch
@@ -15,15 +16,12 @@ from vqlib.vqvae import GRID
 
 
 def gumbel_noise(n: int, num_codes: int = 64, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Noise for ``n`` pictures: (n, 49, K) float64 on the CPU.
+    """Noise for ``n`` pictures, -log(-log u) of a uniform u: (n, 49, K) float64 on the CPU.
 
-    It is drawn picture by picture, so that the first pictures of a large batch are those of a small one.
+    Whatever ``n`` is, a seed gives the first picture the same noise, the second picture the same, and so on.
     """
-    noise = torch.empty(n, CODES_PER_IMAGE, num_codes, dtype=torch.float64)
-    for picture in noise:
-        picture.copy_(torch.rand(picture.shape, dtype=torch.float64, generator=generator))
-    tiny = torch.finfo(torch.float64).tiny
-    return -(-noise.clamp_(min=tiny).log()).log()
+    uniform = torch.rand(n, CODES_PER_IMAGE, num_codes, dtype=torch.float64, generator=generator)
+    return -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()  # rand can give 0, whose log is -inf
 
 
 def filter_logits(logits, temperature, top_k=None, top_p=1.0):
@@ -40,7 +38,6 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
     if top_p < 1:
         probs, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
         before = probs.cumsum(-1) - probs  # the probability of all codes that are likelier than this one
-        before[..., 0] = 0
         rejected = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, before >= top_p)
         logits = logits.masked_fill(rejected, -torch.inf)
     return logits
@@ -48,29 +45,30 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
 
 @torch.no_grad()
 def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None, top_p=1.0, guidance=1.0):
-    """The sampling loop, one code of all N pictures at a time.
+    """The sampling loop: write all N pictures together, one position at a time.
 
     start: (N, S) int64 tokens. noise: (N, 49, K) in the model's dtype. prefix: (N, P) int64 codes that are given.
     The other arguments are those of `sample`. The model must be in eval mode.
-    Yields for each place P…48: the model's own logits (N, K), before guidance and filter, and the codes chosen (N,).
+    Yields for each position P…48 the logits given the start, before guidance and filter, (N, K), for who wants to look
+    at them, and the codes chosen, (N,).
     """
-    vocabulary, N = transformer.config.vocabulary, len(start)
-    new = start if prefix is None else torch.cat([start, prefix], dim=1)
-    if guidance != 1:  # the second half of the batch writes the same codes after "any class"
-        new = torch.cat([new, new])
-        new[N:, : start.shape[1]] = vocabulary.end
-    cache = transformer.new_cache(len(new), start.shape[1] + CODES_PER_IMAGE - 1)
-    step = one_token_step(transformer, len(new))
-    first = new.shape[1] - start.shape[1]
-    for t in range(first, CODES_PER_IMAGE):
-        logits = transformer(new, cache)[:, -1] if t == first else step(new, cache)
-        own = logits = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
+    vocabulary, (N, S) = transformer.config.vocabulary, start.shape
+    new = start if prefix is None else torch.cat([start, prefix], dim=1)  # tokens that the cache hasn't seen
+    P = new.shape[1] - S
+    if guidance != 1:  # a second half of the batch writes the same codes without the class. Its start is the end token:
+        new = torch.cat([new, new])  # training puts it in the class's place now and then, so here it means "any class"
+        new[N:, :S] = vocabulary.end
+    cache = transformer.new_cache(len(new), S + CODES_PER_IMAGE - 1)  # the last code is never fed back
+    step = one_token_step(transformer, len(new))  # the same as transformer(new[:, None], cache)[:, -1], but faster
+    for t in range(P, CODES_PER_IMAGE):
+        logits = transformer(new, cache)[:, -1] if t == P else step(new, cache)
+        cond = logits = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
         if guidance != 1:
-            own, uncond = logits.chunk(2)
-            logits = uncond + guidance * (own - uncond)
+            cond, uncond = logits.chunk(2)
+            logits = uncond + guidance * (cond - uncond)
         logits = filter_logits(logits, temperature, top_k, top_p)
         chosen = (logits + temperature * noise[:, t]).argmax(-1)
-        yield own, chosen
+        yield cond, chosen
         new = chosen if guidance == 1 else chosen.repeat(2)
 
 
@@ -89,14 +87,15 @@ def sample(
     """Sample one picture per label, in parallel, one code at a time.
 
     transformer: used in eval mode, whatever mode it is in.
-    labels: (N,) int64 classes; or any (N, S) int64 tokens to start from. ``torch.full((N, 1), vocabulary.end)`` asks
-        for any class.
+    labels: (N,) int64 classes; or any (N, S) int64 tokens to start from, where class c is token K + c, and
+        ``torch.full((N, 1), vocabulary.end)`` asks for any class.
     temperature: ≥ 0. At 1 the model is sampled as it is, below 1 likely codes are preferred, at 0 the likeliest wins.
     top_k: keep the k likeliest codes at each step, k ≥ 1; None keeps all.
     top_p: in (0, 1]: keep the likeliest codes that together reach this probability; 1 keeps all.
-    guidance: w ≥ 0 in logits = uncond + w · (cond - uncond), where uncond are those of "any class" (classifier-free
-        guidance, Ho and Salimans, arXiv 2207.12598). 1 is off; above 1 the class shows more, at twice the work.
-    prefix: (N, P) int64 codes, P ≤ 49, with which each picture begins, row by row: picture completion.
+    guidance: w ≥ 0 in logits = uncond + w · (cond - uncond), where uncond are those for any class (classifier-free
+        guidance, Ho and Salimans, arXiv 2207.12598). 1 is off; above 1 pictures follow their class more closely. Any
+        value but 1 doubles the work.
+    prefix: (N, P) int64 codes, P ≤ 49, with which each picture begins, in reading order; the rest is completed.
     generator: a CPU generator. The same seed gives the same noise, whatever the batch size or device. (In float32
         rounding can tip a choice: that is rare, and from there on the picture goes its own way.)
 
@@ -105,17 +104,17 @@ def sample(
     checks.check_knobs(temperature, top_k, top_p, guidance, generator)
     start = start_tokens(transformer, labels, guidance)
     N, vocabulary, weight = len(start), transformer.config.vocabulary, transformer.token_embedding.weight
-    codes = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=weight.device)
-    given = 0
+    codes, P = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=weight.device), 0
     if prefix is not None:
         remedy = "It has a row per label, such as codes.flatten(1)[:, :21] for the upper three rows"
         checks.check_tensor("prefix", prefix, (N, "P"), torch.int64, 0, vocabulary.num_codes - 1, remedy)
-        checks.check_whole("the length of prefix", given := prefix.shape[1], 0, CODES_PER_IMAGE)
-        codes[:, :given] = prefix
+        P = prefix.shape[1]
+        checks.check_whole("the length of prefix", P, 0, CODES_PER_IMAGE)
+        codes[:, :P] = prefix
     noise = gumbel_noise(N, vocabulary.num_codes, generator).to(weight.device, weight.dtype)
     knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     with eval_mode(transformer):
-        for t, (_, chosen) in enumerate(write(transformer, start, noise, codes[:, :given], **knobs), start=given):
+        for t, (_, chosen) in enumerate(write(transformer, start, noise, codes[:, :P], **knobs), start=P):
             codes[:, t] = chosen
     return codes.reshape(N, GRID, GRID)
 
@@ -150,10 +149,9 @@ def start_tokens(transformer, labels, guidance):
     else:
         checks.check_labels(labels, vocabulary.num_classes)
         start = vocabulary.num_codes + labels[:, None]
-    recipe = getattr(transformer, "info", {}).get("recipe", {})
+    recipe = getattr(transformer, "info", {}).get("recipe", {})  # loaded and trained models carry theirs
     if recipe and not recipe.get("drop_class") and (guidance != 1 or (start == vocabulary.end).any()):
         remedy = "Use guidance=1 and labels, or load or train one with drop_class=0.1"
-        raise ValueError(
-            f'guidance other than 1 needs a Transformer that learned "any class"; this one did not. {remedy}'
-        )
+        need = 'guidance other than 1, or a start with the end token, needs a Transformer that learned "any class"'
+        raise ValueError(f"{need}. {remedy}")
     return start.to(transformer.token_embedding.weight.device)

@@ -23,12 +23,8 @@ from vqlib.sampling import sample
 from vqlib.tokens import Vocabulary, encode_pixels
 
 GUIDANCE, MILD = 2.0, 1.5  # recommended by the chart: at T = 0.8 for clear pictures, at T = 1 for variety
-KNOBS = {  # (temperature, guidance)
-    "T = 1": (1.0, 1.0),
-    "T = 0.8": (0.8, 1.0),
-    f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE),
-    f"T = 1, guidance {MILD:g}": (1.0, MILD),
-}
+KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0)}  # name: (temperature, guidance)
+KNOBS |= {f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE), f"T = 1, guidance {MILD:g}": (1.0, MILD)}
 CHART = [(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)]
 CHART += [(0.8, w) for w in (1.5, 2.0, 3.0, 5.0)] + [(1.0, w) for w in (1.5, 2.0)]
 
@@ -57,17 +53,20 @@ class Referee:
         self.features = classify(judge, data.to_images(test.pixels))[1]
 
     def measure(self, images, labels):
-        """fid and coverage against the test pictures, and how often the judge sees the class; plain numbers.
+        """Quality and variety against the test pictures, and how near the training pictures come: plain numbers.
 
         images: (N, 1, 28, 28) float in [-1, 1]. labels: (N,) int64, what they should show.
         """
         log_probs, features = classify(self.judge, images)
+        _, nearest = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
         return {
             "pictures": len(images),
             "fid": evaluation.frechet_distance(features, self.features),
             "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
             "agreement_by_class": [round(x, 4) for x in evaluation.agreement(log_probs, labels).tolist()],
             "coverage": evaluation.coverage(self.features[: len(images)], features),
+            "nearest_mean": nearest.mean().item(),
+            "nearest_least": nearest.min().item(),
         }
 
     def accuracy_score(self, images, labels):
@@ -76,21 +75,13 @@ class Referee:
         model = training.train_classifier(self.score, pictures, progress=self.progress)
         return {"classification_accuracy_score": accuracy(model, self.test)}
 
-    def nearest(self, images):
-        """The mean and the least MSE between the first 1,000 images and the training picture nearest to each."""
-        _, distance = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
-        return {"nearest_mean": distance.mean().item(), "nearest_least": distance.min().item()}
-
-    def all_figures(self, images, labels):
-        return self.measure(images, labels) | self.accuracy_score(images, labels) | self.nearest(images)
-
     def references(self):
         """As many real training pictures as there are test pictures, measured as if they were samples."""
-        real = balanced(self.train, len(self.test), shuffled=True)
-        images = data.to_images(real.pixels)
-        figures = self.measure(images, real.labels) | self.accuracy_score(images, real.labels)
-        nearest = self.nearest(data.to_images(self.test.pixels))
-        return figures | nearest | {"judge_accuracy": accuracy(self.judge, self.test)}
+        real, test = balanced(self.train, len(self.test), shuffled=True), data.to_images(self.test.pixels)
+        given = data.to_images(real.pixels), real.labels
+        unseen = self.measure(test, self.test.labels)  # a training picture would be its own nearest
+        figures = self.measure(*given) | {name: unseen[name] for name in ("nearest_mean", "nearest_least")}
+        return figures | self.accuracy_score(*given) | {"judge_accuracy": accuracy(self.judge, self.test)}
 
 
 def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
@@ -98,23 +89,22 @@ def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
     (vqvae, transformer), test = pair, referee.test
     codes, few, copied = encode_pixels(vqvae, test.pixels), balanced(test, bayes), balanced(referee.train, n, True)
     guess = evaluation.bayes_classes(transformer, encode_pixels(vqvae, few.pixels))
-    copies = evaluation.reconstruct(vqvae, codes)  # no accuracy score: it would train on the test pictures
     best = evaluation.reconstruct(vqvae, encode_pixels(vqvae, copied.pixels))  # what the tokenizer allows
     figures = {
         "tokenizer": evaluation.evaluate_vqvae(vqvae, test),
-        "reconstructions": referee.measure(copies, test.labels) | referee.nearest(copies),
+        "reconstructions": referee.measure(evaluation.reconstruct(vqvae, codes), test.labels),
+        "training_reconstructions": referee.accuracy_score(best, copied.labels),  # test ones would train on the test
         "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
         "bayes_accuracy": (guess == few.labels).float().mean().item(),
         "bayes_pictures": len(few),
         "samples": {},
-        "training_reconstructions": referee.accuracy_score(best, copied.labels),
     }
     for name, (temperature, guidance) in knobs.items():
         if guidance == 1 or getattr(transformer, "info", {}).get("recipe", {}).get("drop_class"):
             began = time.perf_counter()
-            images, labels = draw(pair, n, temperature, guidance)
+            drawn = draw(pair, n, temperature, guidance)
             how = {"temperature": temperature, "guidance": guidance, "seconds": round(time.perf_counter() - began, 1)}
-            figures["samples"][name] = referee.all_figures(images, labels) | how
+            figures["samples"][name] = referee.measure(*drawn) | referee.accuracy_score(*drawn) | how
     return figures
 
 
@@ -125,9 +115,10 @@ def score_naive(vqvae, referee, n=10_000):
     uniform = Histogram(torch.full_like(histogram.log_probs, 1 / vqvae.config.num_codes).log())
     card, labels, generator = {}, torch.arange(n) % len(histogram.log_probs), seeded(0)
     for name, model in (("uniform codes", uniform), ("histogram", histogram)):
-        figures = referee.all_figures(evaluation.reconstruct(vqvae, model.sample(labels, generator)), labels)
+        images = evaluation.reconstruct(vqvae, model.sample(labels, generator))
+        figures = referee.measure(images, labels) | referee.accuracy_score(images, labels)
         nats = model.nats_per_code(test_codes, referee.test.labels)
-        samples = {knob: figures for knob in list(KNOBS)[:2]}  # they have no temperature
+        samples = dict.fromkeys(("T = 1", "T = 0.8"), figures)  # they have no temperature
         card[name] = {"likelihood": {"nats_per_code": nats}, "samples": samples}
     return card
 
@@ -171,23 +162,13 @@ def table(card):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def load_run(folder):
-    """`load_pair`, with a word on the folder of version 0.1 if that is there instead."""
-    if folder and folder.name == "original" and not folder.is_dir() and (old := folder.with_name("ancestor")).is_dir():
-        raise FileNotFoundError(f"there is no {folder}. Version 0.1 called it {old}, which is there: name that")
-    return load_pair(folder)
-
-
 def parse(arguments):
-    words = "Score a trained pair on the test set: print a table, write all figures as JSON."
-    parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description=words)
-    folder, hidden = {"type": checkpoints.expand, "metavar": "FOLDER"}, {"help": argparse.SUPPRESS}
-    parser.add_argument("--run", **folder, help="the pair to score; default: your own, or the shipped one")
-    parser.add_argument("--original-run", **folder, help="a run of the original recipe, to score beside it")
-    parser.add_argument("--ancestor-run", **folder, dest="original_run", **hidden)  # its name in version 0.1
-    parser.add_argument("--out", type=checkpoints.expand, metavar="FILE", help="default: scorecard.json with the run")
-    parser.add_argument("--mini", action="store_true", help="a quick look: the mini set, into scorecard-mini.json")
-    parser.add_argument("--sample", action="store_true", dest="mini", **hidden)  # the same
+    parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description=__doc__.splitlines()[0])
+    add, path = parser.add_argument, {"type": checkpoints.expand, "metavar": "PATH"}  # second names: version 0.1's
+    add("--run", **path, help="folder of the pair to score; default: your own, or the shipped one")
+    add("--original-run", "--ancestor-run", **path, help="folder of a run of the original recipe, to score beside it")
+    add("--out", **path, help="default: scorecard.json with the run")
+    add("--mini", "--sample", action="store_true", help="a quick look: the mini set, into scorecard-mini.json")
     options = parser.parse_args(arguments)
     name = "scorecard-mini.json" if options.mini else "scorecard.json"
     options.out = options.out or (options.run or checkpoints.runs_folder()) / name
@@ -198,10 +179,10 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     train, test = (data.load(split, mini=options.mini) for split in ("train", "test"))
-    n, few, pair = len(test), len(test) // 5, load_run(options.run)
+    n, few, pair = len(test), len(test) // 5, load_pair(options.run)
     print(f"ours: {checkpoints.describe(pair.vqvae)}; {checkpoints.describe(pair.transformer)}")
     checkpoints.check_writable(options.out)
-    original = options.original_run and load_run(options.original_run)
+    original = options.original_run and load_pair(options.original_run)
     judge, began = checkpoints.load_classifier("judge"), time.perf_counter()
     referee = Referee(judge, train, test, progress=True)
     card = {"command": shlex.join(["python", "-m", "vqlib.scorecard", *arguments])}

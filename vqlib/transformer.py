@@ -23,7 +23,7 @@ class TransformerConfig:
     d_model: int = 256
     n_heads: int = 8
     n_layers: int = 8
-    context: int = 152  # the most tokens it takes; a picture needs 50, and only those positions are trained
+    context: int = 152  # the most tokens it takes. A picture needs 50, its class and 49 codes; the rest stays untrained
     dropout: float = 0.1
     qk_norm: bool = False  # True: normalise queries and keys, so that no attention logit runs away
     tied: bool = False  # True: one matrix both embeds tokens and scores them (Press and Wolf, arXiv 1608.05859)
@@ -43,17 +43,21 @@ class TransformerConfig:
 class Cache:
     """Keys and values of the tokens seen so far, so that a new token costs the work of one token.
 
-    Room for ``length`` tokens is allocated at once: keys and values are (layers, B, heads, length, head dimension).
+    Room for ``capacity`` tokens is allocated at once: keys and values are (layers, B, heads, capacity, head dimension).
     """
 
-    def __init__(self, config, batch_size, length, device=None, dtype=None):
-        shape = (config.n_layers, batch_size, config.n_heads, length, config.d_model // config.n_heads)
+    def __init__(self, config, batch_size, capacity, device=None, dtype=None):
+        shape = (config.n_layers, batch_size, config.n_heads, capacity, config.d_model // config.n_heads)
+        self.batch_size, self.capacity = batch_size, capacity
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0  # tokens stored so far
 
     def append(self, layer, keys, values):
-        """Store one layer's new keys and values, (B, heads, S, head dimension), and return all that it has."""
+        """Store one layer's new keys and values, (B, heads, S, head dimension), and return all that it has.
+
+        `Transformer.forward` moves ``length`` on after the last layer, since all layers store the same tokens.
+        """
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
@@ -64,6 +68,7 @@ class RMSNorm(nn.RMSNorm):
     """x / √(mean x² + ε) · weight, in the dtype of x, even if autocast makes x bf16 and leaves the weight float32."""
 
     def forward(self, x):
+        # PyTorch's default ε is that of x's dtype: in bf16 0.008, which would shrink x. Take float32's or a finer one.
         eps = min(torch.finfo(dtype).eps for dtype in (self.weight.dtype, torch.float32))
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), eps)
 
@@ -71,7 +76,8 @@ class RMSNorm(nn.RMSNorm):
 class CausalSelfAttention(nn.Module):
     """softmax(QKᵀ/√d + mask) V in ``n_heads`` heads; no token sees a later one (section 3.2).
 
-    With ``qk_norm``, each head's queries and keys first get length √d, times learned gains (after arXiv 2010.04245).
+    With ``qk_norm``, each head's queries and keys are first scaled to length √d and multiplied by learned gains (after
+    arXiv 2010.04245).
     """
 
     def __init__(self, config, layer):
@@ -93,22 +99,27 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        if S == k.shape[2]:  # nothing is cached before these tokens: the mask is the usual lower triangle
+        if (
+            S == k.shape[2]
+        ):  # nothing is cached before these tokens: the usual triangle, for which there is a fast kernel
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:  # S new queries follow k.shape[2] - S cached tokens, which all of them may see
-            mask = causal_mask(S, k.shape[2], x.device) if S > 1 else None
+            mask = causal_mask(S, k.shape[2], x.device) if S > 1 else None  # a single query may see everything
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out(rearrange(y, "b h s d -> b s (h d)"))
 
-    def weights(self, x):
-        """The attention itself, to look at: (B, S, d_model) -> (B, heads, S, S), rows that sum to 1."""
+    def attention_weights(self, x):
+        """The softmax itself, to look at: (B, S, d_model) -> (B, heads, S, S), rows that sum to 1."""
         q, k, _ = self.queries_keys_values(x)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         return scores.masked_fill(~causal_mask(x.shape[1], x.shape[1], x.device), -torch.inf).softmax(-1)
 
 
 def causal_mask(queries, keys, device=None):
-    """(queries, keys) bool, True where a query may look: the last query sees all keys, each one before it one less."""
+    """(queries, keys) bool, True where a query may look at a key.
+
+    The queries are the last of the tokens: the last query sees every key, the one before it all but the last key…
+    """
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
@@ -146,7 +157,11 @@ class Transformer(nn.Module):
         self.apply(self._init)
 
     def _init(self, module):
-        """Small normal weights, smaller still where a layer writes into the residual stream (GPT-2, section 2.3)."""
+        """Small normal weights, and smaller ones where a layer's output is added to x (GPT-2, section 2.3).
+
+        There are 2 · n_layers such layers: divided by the root of that, their sum doesn't grow with the depth. `apply`
+        comes to a Block after its layers, so that this replaces what they got.
+        """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -156,9 +171,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5)
 
     def forward(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """(B, S) int64 tokens in 0…74 -> (B, S, 75) logits: row t is about token t + 1, and sees tokens 0…t.
+        """(B, S) int64 tokens -> (B, S, V) logits, where V = K + 11 = 75. Row t predicts token t + 1 from tokens 0…t.
 
-        cache: the tokens then continue those that the `Cache` holds, and it grows by S. Raises ValueError for another
+        cache: if given, the tokens continue those that it holds, and it grows by S. Raises ValueError for another
         shape or dtype, or if there is no room; IndexError (on a GPU, CUDA's assertion) for a token out of range.
         """
         x = self.embed(tokens, cache)
@@ -175,10 +190,10 @@ class Transformer(nn.Module):
 
     def _positions(self, tokens, cache):
         """Where these tokens stand in their sequences: (S,) int64. Refuses tokens that don't fit."""
-        rows = "B" if cache is None else cache.keys.shape[1]
-        checks.check_tensor("tokens", tokens, (rows, "S"), torch.int64)
-        start, room = (0, self.config.context) if cache is None else (cache.length, cache.keys.shape[3])
-        end, room = start + tokens.shape[1], min(room, self.config.context)
+        checks.check_tensor("tokens", tokens, ("B" if cache is None else cache.batch_size, "S"), torch.int64)
+        start = 0 if cache is None else cache.length
+        room = self.config.context if cache is None else min(self.config.context, cache.capacity)
+        end = start + tokens.shape[1]
         if end > room:
             raise ValueError(f"{end} tokens do not fit: there is room for {room}; a picture needs 50")
         return torch.arange(start, end, device=tokens.device)
@@ -189,19 +204,19 @@ class Transformer(nn.Module):
         with eval_mode(self):
             x, maps = self.embed(tokens), []
             for block in self.blocks:
-                maps.append(block.attention.weights(block.norm1(x)))
+                maps.append(block.attention.attention_weights(block.norm1(x)))
                 x = block(x)
             return torch.stack(maps)
 
-    def new_cache(self, batch_size: int, length: int) -> Cache:
-        """An empty `Cache` on this model's device, with room for ``length`` tokens."""
+    def new_cache(self, batch_size: int, capacity: int) -> Cache:
+        """An empty `Cache` on this model's device, with room for ``capacity`` tokens."""
         weight = self.token_embedding.weight
-        return Cache(self.config, batch_size, length, weight.device, weight.dtype)
+        return Cache(self.config, batch_size, capacity, weight.device, weight.dtype)
 
 
 @contextlib.contextmanager
 def eval_mode(model):
-    """Within it the model is in eval mode; afterwards in the mode it was in."""
+    """Put the model in eval mode inside the ``with`` block, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,5 +1,9 @@
 """The first stage: a VQ-VAE turns a 28×28 picture into 7×7 codes out of K = 64, and back (notebook 02).
 
+The encoder turns a picture into 7×7 vectors of D numbers, its latents. The quantizer replaces each by the nearest of K
+learned vectors, which together are the codebook. A code is the number of such a vector, 0…K-1: so a picture becomes 49
+whole numbers, which the second stage can predict like words. The decoder draws the vectors that the codes stand for.
+
 van den Oord, Vinyals, Kavukcuoglu, "Neural Discrete Representation Learning" (arXiv 1711.00937).
 """
 
@@ -19,7 +23,7 @@ GRID = 7  # codes per side: two convolutions of stride 2 take 28 to 14 to 7
 @dataclass(frozen=True)
 class VQVAEConfig:
     num_codes: int = 64  # K, the size of the codebook
-    code_dim: int = 16  # D, the dimensions of a code
+    code_dim: int = 16  # D, the dimensions of a codebook vector
     channels: int = 64  # width at 7×7; half of it at 14×14
     residual_blocks: int = 2  # in the encoder, and again in the decoder
     quantizer: str = "gradient"  # how the codebook learns: by "gradient" (eq. 3), or as moving averages, "ema" (A.1)
@@ -43,7 +47,10 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """(B, 1, 28, 28) images in [-1, 1] -> (B, D, 7, 7) latents. Without BatchNorm: a picture's codes are its own."""
+    """(B, 1, 28, 28) images in [-1, 1] -> (B, D, 7, 7) latents.
+
+    There is no BatchNorm, so a picture's codes do not depend on the rest of its batch.
+    """
 
     def __init__(self, config):
         c = config.channels
@@ -75,16 +82,16 @@ class Decoder(nn.Sequential):
 
 
 class Quantized(NamedTuple):
-    latents: torch.Tensor  # (B, D, 7, 7), each vector replaced by its code; gradients pass straight through
-    codes: torch.Tensor  # (B, 7, 7) int64 in 0…K-1
-    losses: dict[str, torch.Tensor]  # what quantizing adds to the loss: a () tensor for each term, not yet weighted
+    latents: torch.Tensor  # (B, D, 7, 7), each vector replaced by the nearest of the codebook
+    codes: torch.Tensor  # (B, 7, 7) int64 in 0…K-1, which ones those are
+    losses: dict[str, torch.Tensor]  # what quantizing adds to the loss: a () tensor per term; training weights them
 
 
 class VectorQuantizer(nn.Module):
-    """Replace each latent vector by the nearest of K codes (eq. 1 and 2).
+    """Replace each latent vector by the nearest of the K vectors of the codebook (eq. 1 and 2).
 
-    `forward` never changes the codebook. With ``quantizer="gradient"`` the codebook learns through the loss term
-    "codebook"; with "ema" a training loop calls `ema_update` after each step.
+    `forward` never changes the codebook. With ``quantizer="gradient"`` it learns through the loss term "codebook"; with
+    "ema" a training loop calls `ema_update` after each step.
     """
 
     def __init__(self, config):
@@ -92,31 +99,36 @@ class VectorQuantizer(nn.Module):
         K, D = config.num_codes, config.code_dim
         self.ema = config.quantizer == "ema"
         self.codebook = nn.Parameter(torch.empty(K, D).uniform_(-1 / K, 1 / K), requires_grad=not self.ema)
-        self.register_buffer("ema_count", torch.ones(K))  # N_i of appendix A.1
+        self.register_buffer("ema_count", torch.ones(K))  # N_i of appendix A.1, scaled: 1 is an even share
         self.register_buffer("ema_sum", self.codebook.detach().clone())  # m_i
 
     def nearest(self, vectors):
-        """The codes nearest to vectors: (..., D) float -> (...) int64."""
-        return nearest(vectors, self.codebook)
+        """The codes of the nearest codebook vectors: (..., D) float -> (...) int64."""
+        with torch.autocast(vectors.device.type, enabled=False):  # in half precision, rounding would decide
+            return nearest_index(vectors.to(self.codebook.dtype), self.codebook)
 
     def forward(self, latents):
         """(B, D, 7, 7) float latents -> `Quantized`."""
-        with torch.autocast(latents.device.type, enabled=False):  # distances are differences of near-equal numbers
+        with torch.autocast(latents.device.type, enabled=False):
             z = rearrange(latents, "b d h w -> b h w d").to(self.codebook.dtype)
             codes = self.nearest(z)
-            q = F.embedding(codes, self.codebook)  # indexing would do, but its gradient sums in no fixed order
-            losses = {} if self.ema else {"codebook": F.mse_loss(q, z.detach())}  # moves the codes towards z
-            losses["commitment"] = F.mse_loss(z, q.detach())  # moves z towards its code
-            q = z + (q - z).detach()  # straight-through: the value of q, the gradient of z
+            q = F.embedding(codes, self.codebook)  # self.codebook[codes], but with a gradient that always sums alike
+            losses = {}
+            if not self.ema:  # moves the codebook towards z: the decoder's gradient never reaches it, see below
+                losses["codebook"] = F.mse_loss(q, z.detach())
+            losses["commitment"] = F.mse_loss(z, q.detach())  # keeps z near q, or it would drift ever further away
+            # Choosing the nearest has no gradient. So the decoder gets the value of q, and its gradient goes to z as if
+            # nothing had been replaced: straight through. That is a good approximation while z and q are close.
+            q = z + (q - z).detach()
         return Quantized(rearrange(q, "b h w d -> b d h w"), codes, losses)
 
     def lookup(self, codes):
-        """(B, 7, 7) int64 codes -> (B, D, 7, 7) code vectors."""
+        """(B, 7, 7) int64 codes -> (B, D, 7, 7) float, their vectors."""
         return rearrange(self.codebook[codes], "b h w d -> b d h w")
 
     @torch.no_grad()
     def init_from(self, vectors, generator=None):
-        """Start the codebook at the k-means centres of ``vectors``, so that each code begins where there is data.
+        """Start the codebook at the k-means centres of ``vectors``, so that it begins where there is data.
 
         vectors: (N, D) float, N ≥ K. Raises ValueError if they are something else.
         """
@@ -130,11 +142,11 @@ class VectorQuantizer(nn.Module):
         self.ema_sum.copy_(centres * self.ema_count[:, None])
 
     def ema_update(self, vectors, codes, decay=0.99, revive_below=0.0, generator=None):
-        """One step of appendix A.1: each code moves towards the mean of the vectors that chose it.
+        """One step of appendix A.1: each codebook vector moves towards the mean of the latents that chose it.
 
-        vectors: (N, D) float, the encoder's output, N ≥ 1. codes: (N,) int64, the code that each of them chose.
-        decay: γ in the paper, in [0, 1]. revive_below: a code whose moving share of the vectors falls below this
-        fraction of an even share (1/K) is dead, and restarts at a random vector of the batch; 0 revives none.
+        vectors: (N, D) float, the encoder's output, N ≥ 1. codes: (N,) int64, what each of them chose.
+        decay: γ in the paper, in [0, 1]. revive_below: a code that fewer vectors choose, on the moving average, than
+        this fraction of an even share (1/K) is dead, and restarts at a random vector of the batch; 0 revives none.
         Returns the number of revived codes, () int64. Raises ValueError, before anything changes, for other arguments.
         """
         K, D = self.codebook.shape
@@ -149,13 +161,13 @@ class VectorQuantizer(nn.Module):
     def _ema_step(self, vectors, codes, decay, revive_below, generator):
         K = len(self.codebook)
         chosen = F.one_hot(codes, K).to(vectors.dtype)  # (N, K)
-        self.ema_count.lerp_(chosen.sum(0) * (K / len(codes)), 1 - decay)  # 1 = an even share
+        self.ema_count.lerp_(chosen.sum(0) * (K / len(codes)), 1 - decay)
         self.ema_sum.lerp_(chosen.T @ vectors * (K / len(codes)), 1 - decay)
         dead = self.ema_count < revive_below
-        picks = torch.randint(len(vectors), (K,), generator=generator).to(vectors.device)
+        picks = torch.randint(len(vectors), (K,), generator=generator).to(vectors.device)  # for all K, dead or not
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
         self.ema_sum.copy_(torch.where(dead[:, None], vectors[picks], self.ema_sum))
-        alive = self.ema_count > 1e-5  # below that, sum / count is mere rounding: leave the code where it is
+        alive = self.ema_count > 1e-5  # below that, both have decayed to rounding errors: leave it where it is
         self.codebook.copy_(torch.where(alive[:, None], self.ema_sum / self.ema_count[:, None], self.codebook))
         return dead.sum()
 
@@ -167,7 +179,7 @@ class VQVAEOutput(NamedTuple):
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantizer and decoder. Every layer treats each picture alone, so codes do not depend on the batch."""
+    """Encoder, quantizer and decoder."""
 
     def __init__(self, config: VQVAEConfig | None = None):
         super().__init__()
@@ -196,7 +208,7 @@ class VQVAE(nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, 7, 7) int64 codes in 0…K-1 -> (B, 1, 28, 28) images in [-1, 1].
 
-        Raises ValueError for another shape or dtype, or if a token that is not a code is among them.
+        Raises ValueError for another shape, dtype or range.
         """
         checks.check_codes(codes, self.config.num_codes)
         return self.decoder(self.quantizer.lookup(codes))
@@ -206,19 +218,19 @@ class VQVAE(nn.Module):
 def kmeans(points, k, iterations=20, generator=None):
     """Lloyd's algorithm: (N, D) float points, N ≥ k -> centres (k, D), and each point's centre (N,) int64.
 
-    Starts at k of the points, drawn at random. A centre that loses all its points moves to a random one.
+    Starts at k of the points, drawn at random. A centre that loses all its points moves to a random point.
     """
     centres = points[torch.randperm(len(points), generator=generator)[:k].to(points.device)]
     for _ in range(iterations):
-        assigned = nearest(points, centres)
+        assigned = nearest_index(points, centres)
         count = torch.bincount(assigned, minlength=k)
         total = torch.zeros_like(centres).index_add_(0, assigned, points)
-        empty = points[torch.randint(len(points), (k,), generator=generator).to(points.device)]
-        centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], empty)
-    return centres, nearest(points, centres)
+        replacements = points[torch.randint(len(points), (k,), generator=generator).to(points.device)]
+        centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], replacements)
+    return centres, nearest_index(points, centres)
 
 
-def nearest(vectors, centres):
+def nearest_index(vectors, centres):
     """Index of the nearest of K centres: (..., D), (K, D) float -> (...) int64. Ties go to the lower index."""
-    distances = centres.pow(2).sum(1) - 2 * vectors @ centres.T  # without |v|², which is the same for all centres
+    distances = centres.pow(2).sum(1) - 2 * vectors @ centres.T  # |v - c|² less |v|², which is the same for all c
     return distances.argmin(-1)

@@ -1,4 +1,13 @@
-"""The command line: ``python -m vqlib.training --help``."""
+"""Train one stage, or both, or the classifiers that judge samples, into the runs folder:
+
+    python -m vqlib.training all                         # both stages by the recipe of the shipped weights
+    python -m vqlib.training all --recipe original       # by the original recipe
+    python -m vqlib.training all --holdout               # for choosing: train on 55,000, score the 5,000 held out
+    python -m vqlib.training classifiers                 # the judge and the critic
+    torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes
+
+With any option but the last two, a run is saved in a folder of its name in there. A killed run goes on where it was.
+"""
 
 import argparse
 import dataclasses
@@ -7,43 +16,28 @@ import sys
 import torch
 
 from vqlib import checkpoints, data, sources
-from vqlib.training import distributed, recipes, stages
-from vqlib.training.devices import pick_device
-from vqlib.training.distributed import say
-
-HELP = {
-    "recipe": "best (default): that of the shipped weights; original: that of this project's starting point",
-    "holdout": "train on 55,000 pictures, score the other 5,000 after each epoch, leave the test set alone",
-    "mini": "a try of some minutes on the embedded mini set: 2,000 training and 500 test pictures",
-    "data": "train on other pictures of the same form",
-    "batch_size": "another than the recipe's, e.g. if memory is short",
-    "device": "cuda, mps or cpu; by default the first of them that is there and works",
-}
+from vqlib.training import devices, distributed, recipes, stages
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(
-        prog="python -m vqlib.training",
-        description="Train one stage, or both, or the classifiers that judge samples, into the runs folder; with any "
-        "option but the last two, into a folder of its name in there. A run that was killed goes on where it was.",
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m vqlib.training", description=__doc__, formatter_class=plain)
     parser.add_argument("stage", choices=("vqvae", "transformer", "all", "classifiers"))
-    renamed = {"ancestor": "original"}  # its name in version 0.1
-    chosen = {"choices": tuple(recipes.RECIPES), "type": lambda name: renamed.get(name, name), "default": "best"}
-    parser.add_argument("--recipe", **chosen, help=HELP["recipe"])
-    parser.add_argument("--holdout", action="store_true", help=HELP["holdout"])
-    parser.add_argument("--mini", "--sample", action="store_true", help=HELP["mini"])
-    parser.add_argument("--data", choices=sources.NAMES, default=sources.NAMES[0], help=HELP["data"])
-    parser.add_argument("--batch-size", type=int, metavar="B", help=HELP["batch_size"])
-    parser.add_argument("--device", help=HELP["device"])
+    chosen = {"choices": tuple(recipes.RECIPES), "type": lambda name: name.replace("ancestor", "original")}  # as in 0.1
+    parser.add_argument("--recipe", **chosen, default="best", help="of the shipped weights, or of our starting point")
+    parser.add_argument(
+        "--holdout", action="store_true", help="score 5,000 training pictures, leave the test set alone"
+    )
+    parser.add_argument("--mini", "--sample", action="store_true", help="some minutes on the embedded 2,500 pictures")
+    parser.add_argument("--data", choices=sources.NAMES, default=sources.NAMES[0], help="pictures of the same form")
+    parser.add_argument("--batch-size", type=int, metavar="B", help="if memory is short; by default the recipe's")
+    parser.add_argument("--device", help="by default the first of cuda, mps and cpu that is there and works")
     options = parser.parse_args(arguments)
-    options.device, options.refuse = options.device or pick_device(), parser.error
+    options.device = options.device or devices.pick_device()
     try:
         torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        parser.error(
-            f"--device: there is no {options.device!r} here that works. Without it, {pick_device()!r} is taken"
-        )
+        parser.error(f"--device: no {options.device!r} works here. The default is {devices.pick_device()!r}")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size must be 1 or more, got {options.batch_size}")
     if options.mini and options.data != sources.NAMES[0]:
@@ -57,11 +51,10 @@ def parse(arguments):
 
 def main(arguments=None):
     options = parse(arguments)
-    if not distributed.launched():
-        return train(options)
-    options.device = "cuda" if options.device.startswith("cuda") else "cpu"  # each process its own; Gloo has no mps
+    if distributed.launched():  # each process has a GPU of its own, or else a CPU: Gloo has no mps
+        options.device = "cuda" if options.device.startswith("cuda") else "cpu"
     with distributed.process_group(options.device):
-        return train(options)
+        train(options)
 
 
 def train(options):
@@ -71,7 +64,7 @@ def train(options):
     try:
         train_set, *test = (data.load(split, mini=options.mini, name=options.data) for split in splits)
     except (OSError, RuntimeError, ValueError) as error:
-        options.refuse(f"{error}".replace(data.OR_MINI, "Or use the embedded mini set: --mini."))
+        sys.exit(f"error: {error}".replace(data.OR_MINI, "Or use the embedded mini set: --mini."))
     if distributed.rank() == 0:
         distributed.barrier()
     held_out, folder = None, folder_of(options)
@@ -79,43 +72,43 @@ def train(options):
         train_set, held_out = data.split_validation(train_set, len(train_set) // 12)
 
     def run(train_stage, name, recipe, *tokenizer):
-        if options.batch_size:
-            recipe = dataclasses.replace(recipe, batch_size=options.batch_size)
+        recipe = dataclasses.replace(recipe, batch_size=options.batch_size or recipe.batch_size)
         path, device = folder / f"{name}.safetensors", options.device
         report(train_stage(recipe, *tokenizer, train_set, held_out, *test, path=path, device=device))
 
-    vqvae_recipe, transformer_recipe = recipes.RECIPES[options.recipe]
-    if options.stage in ("vqvae", "all"):
-        run(stages.train_vqvae, "vqvae", vqvae_recipe)
     if options.stage == "classifiers":
-        for recipe in (recipes.JUDGE, recipes.CRITIC):
-            run(stages.train_classifier, recipe.name, recipe)
-    if options.stage in ("transformer", "all"):
+        run(stages.train_classifier, "judge", recipes.JUDGE)
+        run(stages.train_classifier, "critic", recipes.CRITIC)
+        return
+    vqvae_recipe, transformer_recipe = recipes.RECIPES[options.recipe]
+    if options.stage != "transformer":
+        run(stages.train_vqvae, "vqvae", vqvae_recipe)
+    if options.stage != "vqvae":
         own = folder / "vqvae.safetensors"
         if folder != checkpoints.runs_folder() and not own.is_file():  # the shipped one won't do
-            options.refuse(f"{own}, the tokenizer of this run, is not there: first train vqvae with the same options")
+            sys.exit(f"error: this run has no tokenizer, {own}. Train vqvae first, with the same options")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
-        say(f"tokenizer: {vqvae.info['path']}")
+        distributed.say(f"tokenizer: {vqvae.info['path']}")
         run(stages.train_transformer, "transformer", transformer_recipe, vqvae)
 
 
 def folder_of(options):
     """Where a run with these options is saved."""
-    parts = [options.data] * (options.data != sources.NAMES[0]) + [options.recipe] * (options.recipe != "best")
-    parts += ["holdout"] * options.holdout + ["mini"] * options.mini
-    folder = checkpoints.runs_folder().joinpath(*parts)
-    old = checkpoints.runs_folder().joinpath(*("ancestor" if part == "original" else part for part in parts))
+    names = (options.data, options.recipe, "holdout" * options.holdout, "mini" * options.mini)
+    names = [name for name in names if name not in (sources.NAMES[0], "best", "")]
+    folder = checkpoints.runs_folder().joinpath(*names)
+    old = checkpoints.runs_folder().joinpath(*("ancestor" if name == "original" else name for name in names))
     if old.is_dir() and not folder.is_dir():
-        say(f"going on in {old}, which version 0.1 made: it called the original recipe so")
+        distributed.say(f"going on in {old}, which version 0.1 made: it called the original recipe so")
         return old
     return folder
 
 
 def report(model):
-    which = "test" if "test" in model.info else "validation"
-    figures = model.info.get("test") or model.info["history"]["epochs"][-1]
+    history, which = model.info["history"], "test" if "test" in model.info else "validation"
+    figures = model.info.get("test") or history["epochs"][-1]
     shown = ", ".join(f"{k} {v:.5g}" for k, v in figures.items() if isinstance(v, int | float))
-    say(f"{model.info['path']}: {model.info['history']['seconds']:.0f} s; {which}: {shown}")
+    distributed.say(f"{model.info['path']}: {history['seconds']:.0f} s; {which}: {shown}")
 
 
 if __name__ == "__main__":

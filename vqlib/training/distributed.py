@@ -1,6 +1,4 @@
-"""Training in several processes, one per GPU or per share of the cores, as PyTorch's launcher starts them:
-
-    torchrun --nproc-per-node 2 -m vqlib.training all
+"""Training in several processes, one per GPU or per share of the cores, as PyTorch's `torchrun` starts them.
 
 Each process takes its part of every batch, and DistributedDataParallel averages the gradients. What depends on the
 whole batch (moving averages, revived codes) every process computes from all of it, with the same random numbers. So
@@ -12,7 +10,6 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 
 def launched():
@@ -23,10 +20,12 @@ def launched():
 @contextlib.contextmanager
 def process_group(device):
     """Within it the processes that `torchrun` started work together: over NCCL if ``device`` is "cuda", else Gloo."""
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
+    if not launched():
+        yield
+        return
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # from now on "cuda" is this process's own
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -54,11 +53,6 @@ def say(text):
         print(text)
 
 
-def data_parallel(model):
-    """The model with its gradients averaged over all processes; the model itself if there is only one."""
-    return DistributedDataParallel(model) if world_size() > 1 else model
-
-
 def shard(n):
     """The slice of a batch of n pictures that is this process's part; the slices of all processes make the batch."""
     return slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
@@ -73,8 +67,6 @@ def all_reduce(tensor):
 
 def all_gather(part, batch):
     """The rows of the whole batch, (B, …), of which each process has those of its own part."""
-    if world_size() == 1:
-        return part
     whole = part.new_zeros(len(batch.index), *part.shape[1:])
     whole[batch.mine] = part
     return all_reduce(whole)

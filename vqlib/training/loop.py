@@ -1,7 +1,7 @@
 """The training loop that all stages share.
 
 Everything random in step t is drawn from (seed, t): the order of the data, dropout, revived codes. So a run that was
-killed goes on from its last checkpoint and ends with the same weights as a run that was not.
+killed resumes from its last checkpoint and ends with the same weights as a run that was not.
 """
 
 import functools
@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from vqlib.training import distributed, resume
-from vqlib.training.recipes import learning_rate
+from vqlib.training.recipes import Recipe
+from vqlib.transformer import eval_mode
 
 
 class Batch(NamedTuple):
@@ -26,32 +27,37 @@ class Batch(NamedTuple):
 
     @property
     def weight(self):
-        """What makes DDP's average over the processes the mean over the global batch; 1 in a single process."""
+        """The factor for this process's mean loss, 1 in a single process.
+
+        DistributedDataParallel averages gradients as if every process had the same number of examples. A process that
+        has b of B examples, one of W processes, must count b · W / B for the average to be the mean over the batch.
+        """
         return len(self.examples()) * distributed.world_size() / len(self.index)
 
     def happens(self, probability):
-        """Whether something of this probability happens, for each example of this process: (b,) bool on the CPU."""
-        drawn = torch.rand(len(self.index), generator=self.generator)  # for all, however the batch is divided
+        """Draw whether an event of this probability happens to each example of this process: (b,) bool, on the CPU."""
+        drawn = torch.rand(len(self.index), generator=self.generator)  # for the whole batch, however it is divided
         return drawn[self.mine] < probability
 
 
 def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=50, save_every=200):
-    """Train ``stage.model`` by ``stage.recipe`` and return the history.
+    """Train ``stage.model`` by ``stage.recipe`` and return the history. stage: see `stages.Stage`.
 
     validation: scored by ``stage.evaluate`` after each epoch. path: where the result will be saved; checkpoints are
-    kept beside it, and a run goes on from the one it finds. data_id: says which data this is; a checkpoint of other
-    data or of another recipe is refused. Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt; a
-    second Ctrl-C breaks the step off. Returns {"steps": [...], "epochs": [...], "seconds", "device", "bf16"}.
+    kept beside it, and a run resumes from the one it finds. data_id: says which data this is; a checkpoint of other
+    data or of another recipe is refused. After Ctrl-C the step is finished and a checkpoint saved, then
+    KeyboardInterrupt is raised; a second Ctrl-C aborts the step. Returns {"steps": [...], "epochs": [...], …}.
     Raises ValueError if the checkpoint doesn't fit, FloatingPointError if the loss is not finite, MemoryError.
     """
     recipe, optimizers = stage.recipe, stage.optimizers()
     steps_per_epoch = math.ceil(stage.size / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
-    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:
+    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:  # a model in train mode
         for step in range(run.step, steps):
             epoch, at = divmod(step, steps_per_epoch)
             batch = draw_batch(stage, step, epoch, at)
-            for optimizer, loss in zip(optimizers, stage.losses(batch), strict=True):  # one; adversaries take turns
+            # One optimizer, as a rule. Adversaries have two: the second loss is computed after the first one's step.
+            for optimizer, loss in zip(optimizers, stage.losses(batch), strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step, steps_per_epoch)
                 loss = loss * batch.weight
@@ -60,37 +66,49 @@ def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=
                 optimizer.step()
             stage.after_step(batch)
 
-            last = at + 1 == steps_per_epoch
-            run.stepped(loss)
-            if last or (at + 1) % log_every == 0:
+            run.stepped(batch, loss)
+            epoch_ends, stopping = at + 1 == steps_per_epoch, run.asked_to_stop
+            if epoch_ends or (at + 1) % log_every == 0:
                 run.log()
-            if last and validation is not None:
-                run.evaluate(epoch + 1, validation)
-            if last or (at + 1) % save_every == 0 or run.asked_to_stop:
+            if epoch_ends and validation is not None:
+                with eval_mode(stage.model):
+                    run.history["epochs"].append({"epoch": epoch + 1, **stage.evaluate(validation)})
+            if epoch_ends or stopping or (at + 1) % save_every == 0:
                 run.save()
-            if run.asked_to_stop:
+            if stopping:
                 raise KeyboardInterrupt
     stage.model.eval()
     return run.history
 
 
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of step ``step``, counted from 0."""
+    factor = 1.0
+    if recipe.schedule == "cosine":
+        factor = (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch))) / 2
+    elif recipe.schedule == "drop" and step >= recipe.drop_epoch * steps_per_epoch:
+        factor = recipe.drop_factor
+    return recipe.learning_rate * factor * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+
+
 def draw_batch(stage, step, epoch, at):
-    """The ``at``-th batch of an epoch. From here on, what is random in this step comes from (seed, step)."""
+    """The ``at``-th batch of an epoch, and everything random of this step seeded."""
     recipe = stage.recipe
     order = epoch_order(stage.size, recipe.seed * 1000 + epoch)
     index = order[at * recipe.batch_size : (at + 1) * recipe.batch_size].to(stage.device)
-    return Batch(index, distributed.shard(len(index)), seed_step(recipe.seed, step))
+    generator = seed_step(recipe.seed, step)  # dropout too, so that a resumed run repeats it
+    return Batch(index, distributed.shard(len(index)), generator)
 
 
 @functools.lru_cache(maxsize=1)
 def epoch_order(size, seed):
-    """The order in which one epoch goes through the data: (size,) int64."""
+    """The order in which one epoch goes through the data: (size,) int64. Kept, since each of its steps asks for it."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
 def seed_step(seed, step):
     """Seed what is random in a step. Returns a generator, the same in all processes; dropout is each process's own."""
-    number = seed * 1_000_003 + step + 1
+    number = seed * 1_000_003 + step + 1  # large strides: seeds, steps and ranks don't meet
     if distributed.world_size() == 1:
         torch.manual_seed(number)
         return torch.default_generator

@@ -1,7 +1,6 @@
 """What is particular to each stage: its model, its loss, its figures; and each stage from start to end."""
 
 import dataclasses
-import functools
 
 import torch
 import torch.nn.functional as F
@@ -9,38 +8,38 @@ from einops import rearrange
 
 from vqlib import checkpoints, data, evaluation
 from vqlib.checks import check_kinds, check_whole
-from vqlib.classifier import Classifier, ClassifierConfig, accuracy
+from vqlib.classifier import Classifier, accuracy
 from vqlib.tokens import encode_pixels, perplexity
 from vqlib.training import devices, distributed, loop, resume
-from vqlib.training.loop import Batch
 from vqlib.training.recipes import ClassifierRecipe, Recipe, TransformerRecipe, VQVAERecipe
-from vqlib.transformer import Transformer, TransformerConfig
-from vqlib.vqvae import VQVAE, VQVAEConfig
+from vqlib.transformer import Transformer
+from vqlib.vqvae import VQVAE
 
 
 class Stage:
     """What `fit` needs to train a model. A subclass defines `loss`; the other hooks may stay as they are.
 
     recipe, model, device: how, what and where to train. size: the number of training examples.
-    totals: names of running sums, () float32 tensors that `loss` adds to, beside "pictures", how many it has seen.
+    totals: names of running sums, () float32 tensors that `loss` adds to; `fit` counts the "pictures" among them.
     """
 
     dtype = None  # what the trained weights are rounded to, e.g. torch.float16 for half the file
 
     def __init__(self, recipe: Recipe, model: torch.nn.Module, device, size: int, totals=()):
         check_whole("size", size, 1)
-        self.recipe, self.model, self.device, self.size = recipe, model, torch.device(device), size
-        self.modules = {"model": model}  # all that a checkpoint keeps; an adversarial stage adds its discriminator
-        self.parallel = {}  # the modules as `fit` wraps them, if several processes train together
+        self.recipe, self.device, self.size = recipe, torch.device(device), size
+        self.model = model.to(device, memory_format=torch.channels_last)  # faster convolutions
+        self.modules = torch.nn.ModuleDict({"model": model})  # what is trained; an adversarial stage adds to it
+        self.parallel = self.modules  # until `fit` wraps them, if several processes train together
         self.bf16 = recipe.mixed_precision and devices.has_bf16(device)
         self.totals = {name: torch.zeros((), device=device) for name in ("pictures", *totals)}
 
     def forward(self, *inputs, module="model"):
         """What one of the modules makes of its inputs, in bf16 where the recipe and the hardware have it."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.parallel.get(module, self.modules[module])(*inputs)
+            return self.parallel[module](*inputs)
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def loss(self, batch: loop.Batch) -> torch.Tensor:
         """The loss of a batch, a () tensor. Adds to the totals."""
         raise NotImplementedError
 
@@ -77,20 +76,19 @@ class VQVAEStage(Stage):
     With ``quantizer="ema"`` there is no codebook term: moving averages take its place, after each step.
     """
 
-    classes = {"cls": VQVAE, "config_cls": VQVAEConfig}
+    model_class = VQVAE
 
     def __init__(self, recipe: VQVAERecipe, dataset: data.Dataset, device):
-        model = VQVAE(recipe.model).to(device, memory_format=torch.channels_last)  # faster convolutions
-        super().__init__(recipe, model, device, len(dataset), ("mse", "revived"))
+        super().__init__(recipe, VQVAE(recipe.model), device, len(dataset), ("mse", "revived"))
         self.totals["codes"] = torch.zeros(recipe.model.num_codes, dtype=torch.int64, device=device)
         self.pixels = dataset.pixels.to(device)
 
+    @torch.no_grad()
     def initialise(self):
         if self.recipe.kmeans_init:
             generator = loop.seed_step(self.recipe.seed, -1)
-            with torch.no_grad():
-                latents = self.model.encoder(data.to_images(self.pixels[:2000]))
-            self.model.quantizer.init_from(by_cell(latents), generator)
+            latents = self.model.encoder(data.to_images(self.pixels[:2000]))
+            self.model.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), generator)
 
     def loss(self, batch):
         images = data.to_images(self.pixels[batch.examples()])
@@ -100,14 +98,14 @@ class VQVAEStage(Stage):
             loss = loss + {"codebook": 1.0, "commitment": self.recipe.beta}[name] * term
         self.latents, self.codes = output.latents.detach().float(), output.quantized.codes
         self.totals["mse"] += mse.detach() / 4 * len(images)  # on the [0, 1] scale
-        self.totals["pictures"] += len(images)
         self.totals["codes"] += torch.bincount(self.codes.flatten(), minlength=self.recipe.model.num_codes)
         return loss
 
     def after_step(self, batch):
         if self.model.quantizer.ema:
             latents, codes = (distributed.all_gather(part, batch) for part in (self.latents, self.codes))
-            vectors, knobs = by_cell(latents), (self.recipe.ema_decay, self.recipe.revive_below)
+            vectors = rearrange(latents, "b d h w -> (b h w) d")
+            knobs = self.recipe.ema_decay, self.recipe.revive_below
             revived = self.model.quantizer.ema_update(vectors, codes.flatten(), *knobs, batch.generator)
             self.totals["revived"] += revived / distributed.world_size()  # every process counts the same ones
 
@@ -120,11 +118,6 @@ class VQVAEStage(Stage):
         return evaluation.evaluate_vqvae(self.model, dataset)
 
 
-def by_cell(latents):
-    """(B, D, 7, 7) -> (B · 49, D): one vector per cell."""
-    return rearrange(latents, "b d h w -> (b h w) d")
-
-
 class TransformerStage(Stage):
     """Cross-entropy of the next token: 49 codes and the end token, given the class. On a pair (codes, labels).
 
@@ -132,11 +125,11 @@ class TransformerStage(Stage):
     Salimans, arXiv 2207.12598). That takes no new token, since no sequence starts with the end token otherwise.
     """
 
-    classes = {"cls": Transformer, "config_cls": TransformerConfig}
+    model_class = Transformer
     dtype = torch.float16  # half the size for the same figures
 
     def __init__(self, recipe: TransformerRecipe, pair, device):
-        super().__init__(recipe, Transformer(recipe.model).to(device), device, len(pair[0]), ("nats_per_code",))
+        super().__init__(recipe, Transformer(recipe.model), device, len(pair[0]), ("nats_per_code",))
         self.tokens = recipe.model.vocabulary.to_sequences(*pair).to(device)
 
     def loss(self, batch):
@@ -148,7 +141,6 @@ class TransformerStage(Stage):
         nats = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
         of_codes = nats.detach().reshape(len(tokens), -1)[:, :-1]  # the end token is fully predictable: leave it out
         self.totals["nats_per_code"] += of_codes.mean(1).sum()
-        self.totals["pictures"] += len(tokens)
         return nats.mean()
 
     def evaluate(self, pair):
@@ -158,12 +150,11 @@ class TransformerStage(Stage):
 class ClassifierStage(Stage):
     """Cross-entropy of the class, on a `Dataset`; half of the pictures, at random, are mirrored."""
 
-    classes = {"cls": Classifier, "config_cls": ClassifierConfig}
+    model_class = Classifier
     dtype = torch.float16
 
     def __init__(self, recipe: ClassifierRecipe, dataset: data.Dataset, device):
-        model = Classifier(recipe.model).to(device, memory_format=torch.channels_last)
-        super().__init__(recipe, model, device, len(dataset), ("accuracy",))
+        super().__init__(recipe, Classifier(recipe.model), device, len(dataset), ("accuracy",))
         self.pixels, self.labels = dataset.pixels.to(device), dataset.labels.to(device)
 
     def loss(self, batch):
@@ -171,7 +162,6 @@ class ClassifierStage(Stage):
         mirrored = batch.happens(0.5).to(images.device)[:, None, None, None]
         logits = self.forward(torch.where(mirrored, images.flip(-1), images))
         self.totals["accuracy"] += (logits.argmax(1) == labels).sum()
-        self.totals["pictures"] += len(labels)
         return F.cross_entropy(logits.float(), labels)
 
     def evaluate(self, dataset):
@@ -213,18 +203,21 @@ def train_classifier(
 
 def _train(stage_class, recipe, datasets, path, device, progress, vqvae=None):
     """Load the finished run that stands at ``path``; or train, round, score and save."""
-    train, device = datasets[0], device or devices.pick_device()
     for name, dataset in zip(("train", "validation", "test"), datasets, strict=True):
         if dataset is not None or name == "train":
             check_kinds(**{name: (dataset, data.Dataset)})
             check_whole(f"the number of pictures in {name}", len(dataset), 1)
-    data_id, info = f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}", {"recipe": recipe.as_json()}
+    train, device, path = datasets[0], device or devices.pick_device(), path and checkpoints.expand(path)
+    info = {"recipe": recipe.as_json(), "data": f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}"}
     if vqvae is not None:
         info["tokenizer"] = checkpoints.tokenizer_id(vqvae)
-        data_id += f", tokenizer {info['tokenizer'][:16]}"
-    load = functools.partial(checkpoints.load_model, **stage_class.classes, device=device, vqvae=vqvae)
-    if done := resume.finished(path, recipe, data_id, load):
-        return done
+        info["data"] += f", tokenizer {info['tokenizer'][:16]}"
+    if path and path.is_file():
+        model = checkpoints.load_model(path, stage_class.model_class, type(recipe.model), device, vqvae)
+        if all(model.info.get(key) == info[key] for key in info):
+            resume.checkpoint_of(path).unlink(missing_ok=True)  # stays behind if a run is killed at its very end
+            distributed.say(f"{path} is a finished run of this recipe on this data. Move it away to train again.")
+            return model
     if vqvae is not None:
         vqvae, shown = vqvae.to(device), progress and distributed.rank() == 0
         datasets = [d and (encode_pixels(vqvae, d.pixels, progress=shown), d.labels) for d in datasets]
@@ -232,9 +225,13 @@ def _train(stage_class, recipe, datasets, path, device, progress, vqvae=None):
     with devices.own_randomness(device):
         torch.manual_seed(recipe.seed)
         stage = stage_class(recipe, train, device)
-    history = loop.fit(stage, validation, path, data_id, progress)
-    stage.model.to(memory_format=torch.contiguous_format)
+    info["history"] = loop.fit(stage, validation, path, info["data"], progress)
+    model = stage.model.to(memory_format=torch.contiguous_format)
     if stage.dtype:
-        stage.model.to(stage.dtype).float()
-    info |= {"history": history, "data": data_id} | ({} if test is None else {"test": stage.evaluate(test)})
-    return resume.finish(stage.model, path, info, stage.dtype)
+        model.to(stage.dtype).float()
+    if test is not None:
+        info["test"] = stage.evaluate(test)
+    model.info = info
+    if path:
+        resume.save_result(path, model, stage.dtype)
+    return model
