@@ -565,3 +565,13 @@ def test_training_recognises_finished_runs_of_0_1(test, tmp_path, capsys):
     for name in files:
         assert (tmp_path / f"{name}.safetensors").read_bytes() == (OF_0_1 / f"{name}.safetensors").read_bytes()
     assert capsys.readouterr().out.count("finished run") == 3
+
+
+def test_a_transformer_of_0_1_may_be_saved_again_without_its_tokenizer(tmp_path):
+    """Its header then states the old id in a new file."""
+    folder = Path(__file__).parent / "files_of_0_1"
+    vqvae = checkpoints.load_vqvae(folder / "vqvae.safetensors")
+    old = checkpoints.load_model(folder / "transformer.safetensors", Transformer, TransformerConfig)
+    checkpoints.save_model(tmp_path / "t.safetensors", old, **old.info)
+    again = checkpoints.load_transformer(tmp_path / "t.safetensors", vqvae=vqvae)
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in old.state_dict().items())

@@ -286,3 +286,24 @@ def test_what_was_laid_out_in_inference_mode_serves_outside(transformer, laid_ou
     with torch.inference_mode():
         codes = draw(transformer)
     assert torch.equal(draw(transformer), codes) and len(laid_out) == 8
+
+
+def blocks_in_another_order(transformer):
+    first, second = transformer.blocks
+    transformer.blocks[0], transformer.blocks[1] = second, first
+
+
+def a_replaced_method(transformer):
+    attention, other = (block.attention for block in transformer.blocks)
+    attention.queries_keys_values = other.queries_keys_values
+
+
+def a_replaced_embedding(transformer):
+    transformer.embed = lambda tokens, cache=None: 2 * Transformer.embed(transformer, tokens, cache)
+
+
+@pytest.mark.parametrize("change", [blocks_in_another_order, a_replaced_method, a_replaced_embedding])
+def test_a_model_put_together_otherwise_is_called_as_it_is(transformer, change):
+    draw(transformer)
+    change(transformer)
+    assert_right(transformer)

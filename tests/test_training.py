@@ -874,3 +874,41 @@ def test_weights_that_are_not_finite_spare_the_checkpoint(some, tmp_path, often,
         run(VQVAE_TINY, some, tmp_path / "m.safetensors")
     kept, info = checkpoints.read(tmp_path / "m.resume.safetensors", "training state")
     assert info["step"] == 4 and all(t.isfinite().all() for t in kept.values())
+
+
+def test_ctrl_c_in_the_last_evaluation_is_not_swallowed(some, tmp_path, monkeypatch):
+    original, calls = VQVAEStage.evaluate, []
+
+    def evaluate(stage, dataset):
+        calls.append(1)
+        if len(calls) == VQVAE_TINY.epochs:
+            signal.raise_signal(signal.SIGINT)
+        return original(stage, dataset)
+
+    monkeypatch.setattr(VQVAEStage, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        run(VQVAE_TINY, some, tmp_path / "m.safetensors", validation=some)
+    assert os.listdir(tmp_path) == ["m.resume.safetensors"]
+
+
+def test_a_recipe_that_diverges_says_so(some):
+    """Moving averages of NaN vectors must not be what stops it."""
+    with pytest.raises(FloatingPointError, match="1000000"):
+        run(dataclasses.replace(EMA_TINY, learning_rate=1e6, warmup_steps=0), some)
+
+
+def test_a_result_that_cannot_be_saved_leaves_the_earlier_one(some, tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    run(VQVAE_TINY, some, path)
+    before, save = path.read_bytes(), checkpoints.save_model
+
+    def full(*arguments, **info):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_model", full)
+    with pytest.raises(OSError, match="No space"):
+        run(dataclasses.replace(VQVAE_TINY, seed=1), some, path)
+    assert path.read_bytes() == before
+    monkeypatch.setattr(checkpoints, "save_model", save)
+    run(dataclasses.replace(VQVAE_TINY, seed=1), some, path)
+    assert (tmp_path / "m.1.safetensors").read_bytes() == before and path.read_bytes() != before

@@ -208,7 +208,8 @@ def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> T
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))
     transformer = load_model(path or _choose("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
-    if transformer.info.get("tokenizer") != tokenizer_id(tokenizer):
+    ids = tokenizer_id(tokenizer), tokenizer_id(tokenizer, parts="")  # the second: of version 0.1
+    if transformer.info.get("tokenizer") not in ids:
         at, it = getattr(tokenizer, "info", {}).get("path", "the VQ-VAE given"), transformer.info["path"]
         remedy = "Load a pair (vqlib.load_pair), or train one on these codes (`python -m vqlib.training transformer`)"
         raise ValueError(f"the Transformer in {it} learned the codes of another tokenizer than {at}. {remedy}")

@@ -17,6 +17,8 @@ def check_tensor(name, value, shape, dtype, low=None, high=None, remedy=""):
     fits = fits and (value.ndim >= len(sizes) if leading else value.ndim == len(sizes))
     fits = fits and all(isinstance(s, str) or s == n for s, n in zip(sizes[::-1], value.shape[::-1], strict=False))
     got = describe(value)
+    if type(value).__module__ == "numpy":
+        remedy = f"torch.from_numpy makes a tensor of an array. {remedy}"
     if fits and value.numel() and low is not None:
         least, most = value.min().item(), value.max().item()
         slack = 1e-3 if value.is_floating_point() else 0
@@ -44,7 +46,8 @@ def check_number(name, value, low, high=math.inf):
     """Raise ValueError unless ``value`` is a finite number in [low, high]. Booleans don't count as numbers."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's too
     if not (number and math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
+        place = f"≥ {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be a finite number {place}, got {value!r}")
 
 
 def check_choice(name, value, choices, remedy=""):

@@ -18,6 +18,9 @@ class Pair(NamedTuple):
     vqvae: VQVAE
     transformer: Transformer
 
+    def __repr__(self):
+        return f"Pair(vqvae: {checkpoints.describe(self.vqvae)}; transformer: {checkpoints.describe(self.transformer)})"
+
     @torch.no_grad()
     def generate(self, classes, n: int = 8, *, seed: int = 0, **knobs) -> torch.Tensor:
         """Draw ``n`` pictures of each class: (len(classes) · n, 1, 28, 28) float images in [-1, 1], on the CPU.
@@ -64,9 +67,10 @@ class Pair(NamedTuple):
         return self.decode(self.encode(images))
 
     def log_likelihood(self, images, classes) -> torch.Tensor:
-        """log p(codes of the picture | class): (B, 1, 28, 28), a class for each -> (B,) float, nats, on the CPU."""
-        labels = class_numbers(classes, self.transformer.config.num_classes)
-        return sampling.log_likelihood(self.transformer, self.encode(images), labels).cpu()
+        """log p(codes of the picture | class): (B, 1, 28, 28), a class for each or for all -> (B,) float, nats."""
+        codes, labels = self.encode(images), class_numbers(classes, self.transformer.config.num_classes)
+        labels = labels.expand(len(codes)) if len(labels) == 1 else labels
+        return sampling.log_likelihood(self.transformer, codes, labels).cpu()
 
     @staticmethod
     def save_png(path, images, columns: int = 8, zoom: int = 4):

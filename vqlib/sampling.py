@@ -18,7 +18,7 @@ from vqlib.vqvae import GRID
 def gumbel_noise(n: int, num_codes: int = 64, generator: torch.Generator | None = None) -> torch.Tensor:
     """Noise for ``n`` pictures, -log(-log u) of a uniform u: (n, 49, K) float64 on the CPU.
 
-    Whatever ``n`` is, a seed gives the first picture the same noise, the second picture the same, and so on.
+    The noise of picture i depends on the seed and on i, not on ``n``.
     """
     uniform = torch.rand(n, CODES_PER_IMAGE, num_codes, dtype=torch.float64, generator=generator)
     return -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()  # rand can give 0, whose log is -inf
@@ -49,22 +49,23 @@ def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None
 
     start: (N, S) int64 tokens. noise: (N, 49, K) in the model's dtype. prefix: (N, P) int64 codes that are given.
     The other arguments are those of `sample`. The model must be in eval mode.
-    Yields for each position P…48 the logits given the start, before guidance and filter, (N, K), for who wants to look
-    at them, and the codes chosen, (N,).
+    Yields for each position P…48 the logits conditioned on the start, before guidance and filter, (N, K), for anyone
+    who wants to look at them, and the codes chosen, (N,).
     """
     vocabulary, (N, S) = transformer.config.vocabulary, start.shape
     new = start if prefix is None else torch.cat([start, prefix], dim=1)  # tokens that the cache hasn't seen
     P = new.shape[1] - S
-    if guidance != 1:  # a second half of the batch writes the same codes without the class. Its start is the end token:
-        new = torch.cat([new, new])  # training puts it in the class's place now and then, so here it means "any class"
-        new[N:, :S] = vocabulary.end
+    if guidance != 1:  # a second half of the batch writes the same codes, but without the class
+        new = torch.cat([new, new])
+        new[N:, :S] = vocabulary.end  # "any class": training sometimes puts it in the class's place
     cache = transformer.new_cache(len(new), S + CODES_PER_IMAGE - 1)  # the last code is never fed back
     step = one_token_step(transformer, len(new))  # the same as transformer(new[:, None], cache)[:, -1], but faster
     for t in range(P, CODES_PER_IMAGE):
         logits = transformer(new, cache)[:, -1] if t == P else step(new, cache)
-        cond = logits = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
+        cond = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
+        logits = cond
         if guidance != 1:
-            cond, uncond = logits.chunk(2)
+            cond, uncond = cond.chunk(2)
             logits = uncond + guidance * (cond - uncond)
         logits = filter_logits(logits, temperature, top_k, top_p)
         chosen = (logits + temperature * noise[:, t]).argmax(-1)
@@ -86,13 +87,13 @@ def sample(
 ) -> torch.Tensor:
     """Sample one picture per label, in parallel, one code at a time.
 
-    transformer: used in eval mode, whatever mode it is in.
+    transformer: used in eval mode, whatever mode it is in. (Threads that share a model must put it there themselves.)
     labels: (N,) int64 classes; or any (N, S) int64 tokens to start from, where class c is token K + c, and
         ``torch.full((N, 1), vocabulary.end)`` asks for any class.
     temperature: ≥ 0. At 1 the model is sampled as it is, below 1 likely codes are preferred, at 0 the likeliest wins.
     top_k: keep the k likeliest codes at each step, k ≥ 1; None keeps all.
-    top_p: in (0, 1]: keep the likeliest codes that together reach this probability; 1 keeps all.
-    guidance: w ≥ 0 in logits = uncond + w · (cond - uncond), where uncond are those for any class (classifier-free
+    top_p: in [1e-6, 1]: keep the likeliest codes that together reach this probability; 1 keeps all.
+    guidance: w ≥ 0 in logits = uncond + w · (cond - uncond), where uncond are those for "any class" (classifier-free
         guidance, Ho and Salimans, arXiv 2207.12598). 1 is off; above 1 pictures follow their class more closely. Any
         value but 1 doubles the work.
     prefix: (N, P) int64 codes, P ≤ 49, with which each picture begins, in reading order; the rest is completed.
@@ -122,7 +123,7 @@ def sample(
 @torch.no_grad()
 def code_log_probs(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """log p(code | class, codes before it), among the K codes: (B, 7, 7), (B,) int64 -> (B, 49) float, nats, ≤ 0."""
-    vocabulary = transformer.config.vocabulary
+    vocabulary = transformer.config.vocabulary  # a sequence is class, 49 codes, end
     tokens = vocabulary.to_sequences(codes, labels).to(transformer.token_embedding.weight.device)
     with eval_mode(transformer):
         logits = transformer(tokens[:, :-2])[..., : vocabulary.num_codes]  # in: class and 48 codes; out: 49 codes

@@ -35,14 +35,20 @@ def is_plain(transformer):
     if type(transformer) is not Transformer or torch.nn.modules.module._has_any_global_hook():
         return False
     kind = transformer.token_embedding.weight.device.type
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in transformer.modules())
+    for module in transformer.modules():
+        if module._forward_hooks or module._forward_pre_hooks or any(map(callable, vars(module).values())):
+            return False  # the last: a method was replaced
     usual = kind in ("cpu", "cuda") and not torch.is_autocast_enabled(kind)
-    return usual and not hooked and _parts(transformer) == _built(transformer.config)
+    return usual and _parts(transformer) == _built(transformer.config)
 
 
 def _parts(model):
-    parts = [(name, type(m), m.extra_repr()) for name, m in model.named_modules()]
-    return [part for part in parts if part[1] is not torch.nn.Dropout]  # in eval mode it does nothing
+    parts = []
+    for name, module in model.named_modules():
+        if type(module) is not torch.nn.Dropout:  # in eval mode it does nothing
+            own = [vars(module).get(attribute) for attribute in ("layer", "n_heads")]
+            parts.append((name, type(module), module.extra_repr(), list(module._parameters), own))
+    return parts
 
 
 @functools.cache

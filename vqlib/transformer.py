@@ -23,7 +23,7 @@ class TransformerConfig:
     d_model: int = 256
     n_heads: int = 8
     n_layers: int = 8
-    context: int = 152  # the most tokens it takes. A picture needs 50, its class and 49 codes; the rest stays untrained
+    context: int = 152  # the most tokens it takes. Training feeds 50, a class and 49 codes; what is beyond stays random
     dropout: float = 0.1
     qk_norm: bool = False  # True: normalise queries and keys, so that no attention logit runs away
     tied: bool = False  # True: one matrix both embeds tokens and scores them (Press and Wolf, arXiv 1608.05859)
@@ -68,7 +68,7 @@ class RMSNorm(nn.RMSNorm):
     """x / √(mean x² + ε) · weight, in the dtype of x, even if autocast makes x bf16 and leaves the weight float32."""
 
     def forward(self, x):
-        # PyTorch's default ε is that of x's dtype: in bf16 0.008, which would shrink x. Take float32's or a finer one.
+        # PyTorch's default ε is that of x's dtype, 0.008 in bf16, which would shrink x. Use float32's, or float64's.
         eps = min(torch.finfo(dtype).eps for dtype in (self.weight.dtype, torch.float32))
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), eps)
 
@@ -99,9 +99,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        if (
-            S == k.shape[2]
-        ):  # nothing is cached before these tokens: the usual triangle, for which there is a fast kernel
+        if S == k.shape[2]:  # nothing was cached before these tokens: the usual triangle, which has a fast kernel
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:  # S new queries follow k.shape[2] - S cached tokens, which all of them may see
             mask = causal_mask(S, k.shape[2], x.device) if S > 1 else None  # a single query may see everything
@@ -171,7 +169,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5)
 
     def forward(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """(B, S) int64 tokens -> (B, S, V) logits, where V = K + 11 = 75. Row t predicts token t + 1 from tokens 0…t.
+        """(B, S) int64 tokens -> (B, S, V) logits, V = 64 codes + 10 classes + 1 end token. Row t is about token t + 1.
 
         cache: if given, the tokens continue those that it holds, and it grows by S. Raises ValueError for another
         shape or dtype, or if there is no room; IndexError (on a GPU, CUDA's assertion) for a token out of range.
@@ -195,7 +193,7 @@ class Transformer(nn.Module):
         room = self.config.context if cache is None else min(self.config.context, cache.capacity)
         end = start + tokens.shape[1]
         if end > room:
-            raise ValueError(f"{end} tokens do not fit: there is room for {room}; a picture needs 50")
+            raise ValueError(f"{end} tokens do not fit: there is room for {room}")
         return torch.arange(start, end, device=tokens.device)
 
     @torch.no_grad()

@@ -84,7 +84,7 @@ class Decoder(nn.Sequential):
 class Quantized(NamedTuple):
     latents: torch.Tensor  # (B, D, 7, 7), each vector replaced by the nearest of the codebook
     codes: torch.Tensor  # (B, 7, 7) int64 in 0…K-1, which ones those are
-    losses: dict[str, torch.Tensor]  # what quantizing adds to the loss: a () tensor per term; training weights them
+    losses: dict[str, torch.Tensor]  # what quantizing adds to the loss: a () tensor per term, not yet weighted
 
 
 class VectorQuantizer(nn.Module):
@@ -100,11 +100,11 @@ class VectorQuantizer(nn.Module):
         self.ema = config.quantizer == "ema"
         self.codebook = nn.Parameter(torch.empty(K, D).uniform_(-1 / K, 1 / K), requires_grad=not self.ema)
         self.register_buffer("ema_count", torch.ones(K))  # N_i of appendix A.1, scaled: 1 is an even share
-        self.register_buffer("ema_sum", self.codebook.detach().clone())  # m_i
+        self.register_buffer("ema_sum", self.codebook.detach().clone())  # m_i: the codebook is m_i / N_i
 
     def nearest(self, vectors):
         """The codes of the nearest codebook vectors: (..., D) float -> (...) int64."""
-        with torch.autocast(vectors.device.type, enabled=False):  # in half precision, rounding would decide
+        with torch.autocast(vectors.device.type, enabled=False):  # in half precision, rounding would choose
             return nearest_index(vectors.to(self.codebook.dtype), self.codebook)
 
     def forward(self, latents):
@@ -112,7 +112,7 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             z = rearrange(latents, "b d h w -> b h w d").to(self.codebook.dtype)
             codes = self.nearest(z)
-            q = F.embedding(codes, self.codebook)  # self.codebook[codes], but with a gradient that always sums alike
+            q = F.embedding(codes, self.codebook)  # self.codebook[codes], with its gradient summed in a fixed order
             losses = {}
             if not self.ema:  # moves the codebook towards z: the decoder's gradient never reaches it, see below
                 losses["codebook"] = F.mse_loss(q, z.detach())
@@ -134,7 +134,7 @@ class VectorQuantizer(nn.Module):
         """
         K, D = self.codebook.shape
         checks.check_tensor("vectors", vectors, ("N", D), float)
-        checks.check_whole("the number of vectors", len(vectors), K)
+        checks.check_whole(f"the number of vectors for {K} codes", len(vectors), K)
         centres, assigned = kmeans(vectors, K, generator=generator)
         self.codebook.copy_(centres)
         self.ema_count.copy_(torch.bincount(assigned, minlength=K))
@@ -145,8 +145,8 @@ class VectorQuantizer(nn.Module):
         """One step of appendix A.1: each codebook vector moves towards the mean of the latents that chose it.
 
         vectors: (N, D) float, the encoder's output, N ≥ 1. codes: (N,) int64, what each of them chose.
-        decay: γ in the paper, in [0, 1]. revive_below: a code that fewer vectors choose, on the moving average, than
-        this fraction of an even share (1/K) is dead, and restarts at a random vector of the batch; 0 revives none.
+        decay: γ in the paper, in [0, 1]. revive_below: a code whose moving-average share falls below this fraction of
+        an even share (1/K) is dead, and restarts at a random vector of the batch; 0 revives none.
         Returns the number of revived codes, () int64. Raises ValueError, before anything changes, for other arguments.
         """
         K, D = self.codebook.shape
@@ -155,10 +155,11 @@ class VectorQuantizer(nn.Module):
         checks.check_tensor("codes", codes, ("N",), torch.int64, 0, K - 1)
         checks.check_whole("the number of codes", len(codes), 1)
         checks.check_tensor("vectors", vectors, (len(codes), D), self.codebook.dtype)
-        return self._ema_step(vectors, codes, decay, revive_below, generator)
+        return self.ema_step(vectors, codes, decay, revive_below, generator)
 
     @torch.no_grad()
-    def _ema_step(self, vectors, codes, decay, revive_below, generator):
+    def ema_step(self, vectors, codes, decay, revive_below, generator):
+        """The arithmetic of `ema_update`, which refuses nothing."""
         K = len(self.codebook)
         chosen = F.one_hot(codes, K).to(vectors.dtype)  # (N, K)
         self.ema_count.lerp_(chosen.sum(0) * (K / len(codes)), 1 - decay)
@@ -167,7 +168,7 @@ class VectorQuantizer(nn.Module):
         picks = torch.randint(len(vectors), (K,), generator=generator).to(vectors.device)  # for all K, dead or not
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
         self.ema_sum.copy_(torch.where(dead[:, None], vectors[picks], self.ema_sum))
-        alive = self.ema_count > 1e-5  # below that, both have decayed to rounding errors: leave it where it is
+        alive = self.ema_count > 1e-5  # below that, count and sum are rounding errors: leave it where it is
         self.codebook.copy_(torch.where(alive[:, None], self.ema_sum / self.ema_count[:, None], self.codebook))
         return dead.sum()
 

@@ -1,7 +1,8 @@
 """The training loop that all stages share.
 
-Everything random in step t is drawn from (seed, t): the order of the data, dropout, revived codes. So a run that was
-killed resumes from its last checkpoint and ends with the same weights as a run that was not.
+All that is random comes from the seed: the order of the data from (seed, epoch), dropout and revived codes from
+(seed, step). So a run that was killed resumes from its last checkpoint and ends with the same weights as a run that
+was not.
 """
 
 import functools
@@ -29,13 +30,13 @@ class Batch(NamedTuple):
     def weight(self):
         """The factor for this process's mean loss, 1 in a single process.
 
-        DistributedDataParallel averages gradients as if every process had the same number of examples. A process that
-        has b of B examples, one of W processes, must count b · W / B for the average to be the mean over the batch.
+        DistributedDataParallel averages gradients as if every process had the same number of examples. So with W
+        processes, one that has b of the B examples must count b · W / B.
         """
         return len(self.examples()) * distributed.world_size() / len(self.index)
 
     def happens(self, probability):
-        """Draw whether an event of this probability happens to each example of this process: (b,) bool, on the CPU."""
+        """For each example of this process, draw True with this probability: (b,) bool, on the CPU."""
         drawn = torch.rand(len(self.index), generator=self.generator)  # for the whole batch, however it is divided
         return drawn[self.mine] < probability
 
@@ -47,16 +48,18 @@ def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=
     kept beside it, and a run resumes from the one it finds. data_id: says which data this is; a checkpoint of other
     data or of another recipe is refused. After Ctrl-C the step is finished and a checkpoint saved, then
     KeyboardInterrupt is raised; a second Ctrl-C aborts the step. Returns {"steps": [...], "epochs": [...], …}.
-    Raises ValueError if the checkpoint doesn't fit, FloatingPointError if the loss is not finite, MemoryError.
+    Raises ValueError if the checkpoint doesn't fit, FloatingPointError if loss or weights are no longer finite, and
+    MemoryError if there is too little memory.
     """
     recipe, optimizers = stage.recipe, stage.optimizers()
     steps_per_epoch = math.ceil(stage.size / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
-    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:  # a model in train mode
+    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:  # in train mode
         for step in range(run.step, steps):
             epoch, at = divmod(step, steps_per_epoch)
             batch = draw_batch(stage, step, epoch, at)
-            # One optimizer, as a rule. Adversaries have two: the second loss is computed after the first one's step.
+            # Usually there is one optimizer. Adversarial training has two, and as `losses` is a generator, the second
+            # loss is computed after the first optimizer's step.
             for optimizer, loss in zip(optimizers, stage.losses(batch), strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(recipe, step, steps_per_epoch)
@@ -66,17 +69,18 @@ def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=
                 optimizer.step()
             stage.after_step(batch)
 
-            run.stepped(batch, loss)
-            epoch_ends, stopping = at + 1 == steps_per_epoch, run.asked_to_stop
+            run.stepped(batch, loss)  # the last optimizer's loss
+            epoch_ends = at + 1 == steps_per_epoch
             if epoch_ends or (at + 1) % log_every == 0:
                 run.log()
             if epoch_ends and validation is not None:
                 with eval_mode(stage.model):
                     run.history["epochs"].append({"epoch": epoch + 1, **stage.evaluate(validation)})
+            stopping = run.asked_to_stop
             if epoch_ends or stopping or (at + 1) % save_every == 0:
                 run.save()
             if stopping:
-                raise KeyboardInterrupt
+                break  # out of `run`, which raises KeyboardInterrupt
     stage.model.eval()
     return run.history
 
@@ -108,7 +112,7 @@ def epoch_order(size, seed):
 
 def seed_step(seed, step):
     """Seed what is random in a step. Returns a generator, the same in all processes; dropout is each process's own."""
-    number = seed * 1_000_003 + step + 1  # large strides: seeds, steps and ranks don't meet
+    number = seed * 1_000_003 + step + 1  # large strides keep seeds, steps and ranks apart
     if distributed.world_size() == 1:
         torch.manual_seed(number)
         return torch.default_generator

@@ -33,7 +33,7 @@ class Run:
         for total in self.stage.totals.values():
             distributed.all_reduce(total)
         loss = distributed.all_reduce(self.loss / distributed.world_size())
-        self.check_finite({"loss": loss})
+        self.check_finite({"loss": loss, **self.stage.modules.state_dict()})
         figures = {"loss": loss.item(), **self.stage.metrics()}
         for total in self.stage.totals.values():
             total.zero_()
@@ -109,6 +109,8 @@ def run(stage, optimizers, path, data_id, steps, progress):
         now.bar = tqdm(total=steps, initial=now.step, desc=name, disable=quiet, mininterval=1.0)
         try:
             yield now
+            if now.asked_to_stop:
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             kept = f"{now.checkpoint} is of step {now.saved}: the same command goes on from there."
             distributed.say(f"Stopped at step {now.step}. {kept if now.saved else 'No checkpoint was written.'}")
@@ -151,11 +153,13 @@ def checkpoint_of(path):
 def save_result(path, model, dtype):
     """Save a trained model in place of its checkpoint. A file that stood there before is kept, with a number added."""
     if distributed.rank() == 0:
+        fresh = path.with_suffix(".new.safetensors")  # only when this is on the disk is the old one renamed
+        checkpoints.save_model(fresh, model, dtype, **model.info)
         if path.is_file():
             names = (path.with_suffix(f".{n}.safetensors") for n in itertools.count(1))
             kept = path.rename(next(name for name in names if not name.exists()))
             distributed.say(f"the earlier run that was {path} is kept as {kept.name}")
-        checkpoints.save_model(path, model, dtype, **model.info)
+        fresh.replace(path)
         checkpoint_of(path).unlink(missing_ok=True)
     distributed.barrier()  # the next stage of each process reads this file
     model.info["path"] = str(path)

@@ -106,7 +106,7 @@ class VQVAEStage(Stage):
             latents, codes = (distributed.all_gather(part, batch) for part in (self.latents, self.codes))
             vectors = rearrange(latents, "b d h w -> (b h w) d")
             knobs = self.recipe.ema_decay, self.recipe.revive_below
-            revived = self.model.quantizer.ema_update(vectors, codes.flatten(), *knobs, batch.generator)
+            revived = self.model.quantizer.ema_step(vectors, codes.flatten(), *knobs, batch.generator)
             self.totals["revived"] += revived / distributed.world_size()  # every process counts the same ones
 
     def metrics(self):

@@ -1,6 +1,6 @@
 """Make the embedded mini set, data.MINI_FILE, from the full data set.
 
-    python tools/make_sample.py
+    python tools/make_mini.py
 
 It takes the first 200 training and the first 50 test pictures of each class, in the data set's own order.
 """
