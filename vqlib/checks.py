@@ -68,6 +68,14 @@ def check_labels(labels, num_classes, count="B"):
     check_tensor("labels", labels, (count,), torch.int64, 0, num_classes - 1, remedy)
 
 
+def check_sequences(tokens, num_codes, end):
+    """Raise ValueError unless each row of ``tokens``, (B, 51) int64, is a class's start token, 49 codes and the end."""
+    check_tensor("tokens", tokens, ("B", 51), torch.int64)
+    check_tensor("tokens at position 0 (the class)", tokens[:, 0], ("B",), torch.int64, num_codes, end - 1)
+    check_tensor("tokens at positions 1…49 (the codes)", tokens[:, 1:50], ("B", 49), torch.int64, 0, num_codes - 1)
+    check_tensor("tokens at position 50 (the end)", tokens[:, 50], ("B",), torch.int64, end, end)
+
+
 def check_knobs(temperature, top_k, top_p, guidance, generator=None):
     """Raise ValueError unless these are as `sampling.sample` describes them."""
     check_number("temperature", temperature, 0)

@@ -62,10 +62,9 @@ def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None
     step = one_token_step(transformer, len(new))  # the same as transformer(new[:, None], cache)[:, -1], but faster
     for t in range(P, CODES_PER_IMAGE):
         logits = transformer(new, cache)[:, -1] if t == P else step(new, cache)
-        cond = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
-        logits = cond
+        logits = cond = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
         if guidance != 1:
-            cond, uncond = cond.chunk(2)
+            cond, uncond = logits.chunk(2)
             logits = uncond + guidance * (cond - uncond)
         logits = filter_logits(logits, temperature, top_k, top_p)
         chosen = (logits + temperature * noise[:, t]).argmax(-1)
@@ -88,8 +87,9 @@ def sample(
     """Sample one picture per label, in parallel, one code at a time.
 
     transformer: used in eval mode, whatever mode it is in. (Threads that share a model must put it there themselves.)
-    labels: (N,) int64 classes; or any (N, S) int64 tokens to start from, where class c is token K + c, and
-        ``torch.full((N, 1), vocabulary.end)`` asks for any class.
+    labels: (N,) int64 classes; or any (N, S) int64 tokens to start from, for models that were trained with another
+        start than a class, S = 1. Token K + c is class c, and ``vocabulary.end`` any class: guidance puts it in the
+        place of all S.
     temperature: ≥ 0. At 1 the model is sampled as it is, below 1 likely codes are preferred, at 0 the likeliest wins.
     top_k: keep the k likeliest codes at each step, k ≥ 1; None keeps all.
     top_p: in [1e-6, 1]: keep the likeliest codes that together reach this probability; 1 keeps all.

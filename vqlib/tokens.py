@@ -51,16 +51,8 @@ class Vocabulary:
 
         Raises ValueError unless each is a start token, 49 codes and the end token: nothing is clamped to make it fit.
         """
-        checks.check_tensor("tokens", tokens, ("B", SEQUENCE_LENGTH), torch.int64)
-        start, codes, end = tokens[:, 0], tokens[:, 1:-1], tokens[:, -1]
-        checks.check_tensor(
-            "tokens at position 0 (the class)", start, ("B",), torch.int64, self.num_codes, self.end - 1
-        )
-        checks.check_tensor(
-            "tokens at positions 1…49 (the codes)", codes, ("B", 49), torch.int64, 0, self.num_codes - 1
-        )
-        checks.check_tensor("tokens at position 50 (the end)", end, ("B",), torch.int64, self.end, self.end)
-        return codes.reshape(-1, GRID, GRID), start - self.num_codes
+        checks.check_sequences(tokens, self.num_codes, self.end)
+        return tokens[:, 1:-1].reshape(-1, GRID, GRID), tokens[:, 0] - self.num_codes
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class TransformerConfig:
     d_model: int = 256
     n_heads: int = 8
     n_layers: int = 8
-    context: int = 152  # the most tokens it takes. Training feeds 50, a class and 49 codes; what is beyond stays random
+    context: int = 152  # the most tokens it takes (3 · 51 - 1, three pictures). Training feeds 50: class, 49 codes
     dropout: float = 0.1
     qk_norm: bool = False  # True: normalise queries and keys, so that no attention logit runs away
     tied: bool = False  # True: one matrix both embeds tokens and scores them (Press and Wolf, arXiv 1608.05859)

@@ -99,8 +99,10 @@ class VectorQuantizer(nn.Module):
         K, D = config.num_codes, config.code_dim
         self.ema = config.quantizer == "ema"
         self.codebook = nn.Parameter(torch.empty(K, D).uniform_(-1 / K, 1 / K), requires_grad=not self.ema)
-        self.register_buffer("ema_count", torch.ones(K))  # N_i of appendix A.1, scaled: 1 is an even share
-        self.register_buffer("ema_sum", self.codebook.detach().clone())  # m_i: the codebook is m_i / N_i
+        self.register_buffer("ema_count", torch.ones(K))  # N_i in A.1: how often each is chosen; 1 is an even share
+        self.register_buffer(
+            "ema_sum", self.codebook.detach().clone()
+        )  # m_i: the sum of what chose it; codebook = m_i / N_i
 
     def nearest(self, vectors):
         """The codes of the nearest codebook vectors: (..., D) float -> (...) int64."""
@@ -159,13 +161,15 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def ema_step(self, vectors, codes, decay, revive_below, generator):
-        """The arithmetic of `ema_update`, which refuses nothing."""
+        """`ema_update` without its checks: the arithmetic alone."""
         K = len(self.codebook)
         chosen = F.one_hot(codes, K).to(vectors.dtype)  # (N, K)
         self.ema_count.lerp_(chosen.sum(0) * (K / len(codes)), 1 - decay)
         self.ema_sum.lerp_(chosen.T @ vectors * (K / len(codes)), 1 - decay)
         dead = self.ema_count < revive_below
-        picks = torch.randint(len(vectors), (K,), generator=generator).to(vectors.device)  # for all K, dead or not
+        picks = torch.randint(len(vectors), (K,), generator=generator).to(
+            vectors.device
+        )  # as many numbers, whoever is dead
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
         self.ema_sum.copy_(torch.where(dead[:, None], vectors[picks], self.ema_sum))
         alive = self.ema_count > 1e-5  # below that, count and sum are rounding errors: leave it where it is

@@ -44,17 +44,17 @@ class Batch(NamedTuple):
 def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=50, save_every=200):
     """Train ``stage.model`` by ``stage.recipe`` and return the history. stage: see `stages.Stage`.
 
-    validation: scored by ``stage.evaluate`` after each epoch. path: where the result will be saved; checkpoints are
-    kept beside it, and a run resumes from the one it finds. data_id: says which data this is; a checkpoint of other
-    data or of another recipe is refused. After Ctrl-C the step is finished and a checkpoint saved, then
-    KeyboardInterrupt is raised; a second Ctrl-C aborts the step. Returns {"steps": [...], "epochs": [...], …}.
+    validation: scored by ``stage.evaluate`` after each epoch. path: where the result will be saved, if anywhere;
+    checkpoints are kept beside it, and a run resumes from the one it finds. data_id: says which data this is; a
+    checkpoint of other data or of another recipe is refused. After Ctrl-C the step is finished and a checkpoint saved,
+    then KeyboardInterrupt is raised; a second Ctrl-C aborts the step. Returns {"steps": [...], "epochs": [...], …}.
     Raises ValueError if the checkpoint doesn't fit, FloatingPointError if loss or weights are no longer finite, and
     MemoryError if there is too little memory.
     """
     recipe, optimizers = stage.recipe, stage.optimizers()
     steps_per_epoch = math.ceil(stage.size / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
-    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:  # in train mode
+    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:  # calls model.train()
         for step in range(run.step, steps):
             epoch, at = divmod(step, steps_per_epoch)
             batch = draw_batch(stage, step, epoch, at)
