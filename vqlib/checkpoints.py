@@ -124,7 +124,7 @@ def _digest(tensors, text=""):
 
 
 def tokenizer_id(vqvae: VQVAE, parts=("encoder.", "quantizer.codebook")) -> str:
-    """A SHA-256 over what decides a picture's codes, encoder and codebook as float32: other decoders may draw them."""
+    """A SHA-256 over encoder and codebook, as float32: they alone decide a picture's codes, whoever draws them."""
     return _digest({name: p.float() for name, p in vqvae.named_parameters() if name.startswith(parts)})
 
 
@@ -169,7 +169,7 @@ def load_model(path, cls, config_cls, device="cpu", vqvae=None):
 
 
 def _upgrade(info, vqvae=None):
-    """Bring the header of a file of version 0.1 up to date, whose tokenizer's id was over all parameters."""
+    """Bring the header of a file of version 0.1 up to date; its tokenizer's id was taken over all parameters."""
     if "format" in info:
         return info
     recipe = info.get("recipe", {})
