@@ -101,10 +101,9 @@ def laid_out(linear, few):
     products and float32 sums. PyTorch has this for CPUs with FBGEMM (x86).
     """
     weight, bias = linear.weight.detach(), linear.bias.detach()
-    halves = (
-        weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.equal(weight.half().float(), weight)
-    )
-    if few and halves and torch.backends.quantized.engine in ("x86", "fbgemm"):
+    single = weight.device.type == "cpu" and weight.dtype == torch.float32
+    fbgemm = torch.backends.quantized.engine in ("x86", "fbgemm")
+    if few and fbgemm and single and torch.equal(weight.half().float(), weight):
         packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
         return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
     weight = weight.t().contiguous()
