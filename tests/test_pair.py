@@ -387,3 +387,8 @@ def test_another_command_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and "usage: vqlib" in capsys.readouterr().err
+
+
+def test_a_pair_says_in_a_line_which_weights_it_has():
+    shown = repr(vqlib.load_pair(shipped=True))
+    assert "\n" not in shown and shown.count("shipped weights") == 2

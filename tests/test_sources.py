@@ -257,6 +257,14 @@ def test_another_data_sets_files_are_refused(places, name, other, gz):
         data.load("train", folder=places.named, name=name)
 
 
+@pytest.mark.parametrize("name, other", [(MNIST, KMNIST), (KMNIST, MNIST)])
+def test_packed_files_of_the_right_form_are_held_against_their_md5(places, name, other):
+    places.fill(places.named, other, gz=True)
+    with pytest.raises(ValueError, match=f"not the original file of {name}.*MD5"):
+        data.load("train", folder=places.named, name=name)
+    assert len(data.load("train", folder=places.named, name=other)) == 12
+
+
 def test_a_label_above_9_is_refused(places):
     path = places.fill(places.named, MNIST) / FILES[1]
     path.write_bytes(path.read_bytes()[:-1] + b"\12")
