@@ -1,13 +1,17 @@
-"""Figures show what they were given, on one fixed scale."""
+"""Figures show what they were given, on one fixed scale, and can be read on a white page and on a dark one."""
 
+import functools
 import inspect
 import io
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from vqlib.notebook import plots
 
@@ -30,24 +34,131 @@ def test_tile_puts_pictures_row_by_row_in_a_frame():
     assert (grid[30:, 30:] == 1).all() and (grid[0] == 1).all()
 
 
-PICTURES = torch.zeros(10, 1, 28, 28)
+def rand(*shape):
+    """Numbers that float16 and bfloat16 can hold as well."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0)).mul(64).round() / 64
+
+
+PICTURES = 2 * rand(10, 1, 28, 28) - 1
 CASES = {
-    "picture_rows": ([PICTURES], ["row"]),
+    "picture_rows": ([PICTURES[:2], PICTURES[2:4]], ["a", "b"], 0.55, ["T = 1", "T = 2"]),
     "class_grid": (PICTURES.repeat(2, 1, 1, 1), 2),
-    "histogram_of_pixels": (torch.zeros(2, 28, 28, dtype=torch.uint8),),
-    "curves": ({"a": ([1, 2], [3, 4])}, "x", "y"),
-    "histories": ({"a": [{"step": 1, "mse": 0.1}, {"step": 2, "mse": 0.2}]}, ("mse",), ("MSE",), ("log",)),
-    "bars": ({"a": torch.rand(5), "b": torch.rand(5)}, "x", "y"),
-    "voronoi": (torch.randn(20, 2), {"codes": torch.randn(3, 2)}),
-    "token_map": (PICTURES[:1], torch.zeros(1, 7, 7, dtype=torch.int64)),
-    "palette": (torch.zeros(5, 1, 4, 4),),
-    "heat_maps": ([torch.rand(7, 7)], ["map"], "nats"),
-    "class_code_map": (torch.rand(10, 64),),
-    "receptive_field": (torch.rand(28, 28), (3, 3)),
-    "distributions": ([torch.rand(64)], ["T = 1"]),
-    "seeds": ({"plain": {"mse": [0.2, 0.3]}}, {"mse": "MSE"}),
-    "trade": ([{"temperature": 1.0, "guidance": 1.0, "agreement": 0.9, "coverage": 0.8}],),
+    "histogram_of_pixels": (torch.arange(32, dtype=torch.uint8).reshape(2, 4, 4),),
+    "curves": ({"a": (rand(9), rand(9)), "b": (rand(9), rand(9))}, "x", "y", "log", {"c": rand(1)[0], "d": rand(2)[1]}),
+    "histories": ({"a": [{"step": i, "mse": x} for i, x in enumerate(rand(9))]}, ("mse",) * 3, "abc", ("log",) * 3),
+    "bars": ({"a": rand(5), "b": rand(5)}, "x", "y", True, {"even": rand(1)[0]}),
+    "voronoi": (rand(20, 2), {"codes": rand(3, 2), "others": rand(4, 2), "more": rand(5, 2)}),
+    "token_map": (PICTURES[:2], torch.arange(98).reshape(2, 7, 7) % 64),
+    "palette": (2 * rand(20, 1, 4, 4) - 1,),
+    "heat_maps": ([rand(7, 7)] * 4, list("abcd"), "nats", rand(1)[0], "viridis", 2.6, ".1f", (3, 3)),
+    "class_code_map": (rand(10, 64),),
+    "receptive_field": (rand(28, 28), (3, 3)),
+    "distributions": ([rand(64)] * 4, [f"T = {T}" for T in range(4)]),
+    "seeds": ({"plain": {key: rand(2) for key in "abc"}}, {key: key for key in "abc"}),
+    "trade": ([{"temperature": x, "guidance": 1, "agreement": x, "coverage": x} for x in rand(3)],),
 }
+
+
+def drawn(name, *arguments):
+    return getattr(plots, name)(*(arguments or CASES[name]))
+
+
+def pixels(figure):
+    stream = io.BytesIO()
+    figure.savefig(stream)
+    return plt.imread(io.BytesIO(stream.getvalue()))
+
+
+KINDS = {
+    "bfloat16 with a gradient": lambda x: x.bfloat16().requires_grad_(),
+    "float64, transposed": lambda x: x.double().mT.contiguous().mT if x.ndim > 1 else x.double(),
+    "NumPy, float16, flipped": lambda x: np.flip(np.flip(x.half().numpy()).copy()),
+    "lists of expanded float16": lambda x: list(x.half()[None].expand(2, *x.shape)[1]) if x.ndim else x.item(),
+    "cuda": lambda x: x.cuda(),
+}
+
+
+def made(value, kind):
+    """All tensors of floats in these arguments as this kind."""
+    if isinstance(value, torch.Tensor):
+        return kind(value) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: made(part, kind) for key, part in value.items()}
+    return type(value)(made(part, kind) for part in value) if isinstance(value, list | tuple) else value
+
+
+@functools.cache
+def usual(name):
+    return pixels(drawn(name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_of_every_kind_give_the_same_figure(name, kind):
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    assert np.array_equal(pixels(drawn(name, *made(CASES[name], KINDS[kind]))), usual(name))
+
+
+@pytest.mark.parametrize("kind", [lambda x: x.tolist(), lambda x: x.flip(1).numpy()[:, ::-1], lambda x: x.float()])
+def test_whole_numbers_too(kind):
+    pixels, codes = CASES["histogram_of_pixels"][0], CASES["token_map"][1]
+    heights, others = (
+        [bar.get_height() for bar in drawn("histogram_of_pixels", x).axes[0].patches] for x in (kind(pixels), pixels)
+    )
+    assert heights == others and sum(heights) == 1
+    texts = drawn("token_map", PICTURES[:2], kind(codes)).axes[1].texts
+    assert [text.get_text() for text in texts] == [str(code) for code in codes[1].flatten().tolist()]
+
+
+def luminance(colour):
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(a, b):
+    """As the accessibility guidelines of the web (WCAG 2) define it."""
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+PAGES = {"white": "#ffffff", "JupyterLab's dark ground": "#111111", "its dark cells": "#212121"}
+
+
+def test_lines_and_bars_show_on_every_page_and_text_can_be_read():
+    """No grey has 4 on white and on #212121: 3.9 on both is the best, so it is chosen for the first two."""
+    for page in PAGES.values():
+        assert min(contrast(colour, page) for colour in plots.COLOURS[:4]) > 3  # series; dashed levels have the others
+        assert min(contrast(colour, page) for colour in plots.COLOURS) > 2.2
+    assert [contrast(plots.GREY, page) > least for page, least in zip(PAGES.values(), (4.3, 4.3, 3.6), strict=True)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_figure_is_transparent_its_text_is_large_enough_and_shows_on_every_page(name):
+    figure = drawn(name)
+    assert pixels(figure)[:, 0, 3].max() == 0 and figure.get_figwidth() <= 7.5
+    grey = to_rgb(plots.GREY)
+    for axis in figure.axes:
+        assert axis.get_legend() is None or not axis.get_legend().get_frame_on()
+        assert axis.patch.get_alpha() == 0 or axis.get_facecolor()[3] == 0
+        frames = [*axis.spines.values(), *axis.get_xgridlines(), *axis.get_ygridlines(), *axis.get_xticklines()]
+        colours = [frame.get_edgecolor() if hasattr(frame, "get_edgecolor") else frame.get_color() for frame in frames]
+        assert {to_rgb(colour) for colour in colours} == {grey}
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    for text in texts:
+        raised = "^" in text.get_text()
+        assert text.get_fontsize() * (0.7 if raised else 1) * 100 / 72 >= 9, text
+        over = name in ("token_map", "heat_maps") and any(text in axis.texts for axis in figure.axes)
+        assert over or to_rgb(text.get_color()) == grey, text
+    assert len(texts) > 1
+
+
+def test_numbers_can_be_read_over_the_colour_of_their_cell():
+    for cmap in ("viridis", "cividis"):
+        values = torch.linspace(0, 1, 49).reshape(7, 7)
+        axis = plots.heat_maps([values], ["a"], "nats", 1.0, cmap, number_format=".1f").axes[0]
+        for text, value in zip(axis.texts, values.flatten().tolist(), strict=True):
+            assert contrast(text.get_color(), matplotlib.colormaps[cmap](value)) > 4
 
 
 def test_levels_are_drawn_and_named():
@@ -84,12 +195,12 @@ def test_every_figure_function_has_a_case():
         for n, f in inspect.getmembers(plots, inspect.isfunction)
         if f.__module__ == plots.__name__ and not n.startswith("_")
     }
-    assert public - {"tile"} == set(CASES)
+    assert public - {"tile", "styled"} == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_returns_a_figure_that_pyplot_has_forgotten(name):
-    figure = getattr(plots, name)(*CASES[name])
+    figure = drawn(name)
     assert isinstance(figure, Figure) and not plt.get_fignums()
     stream = io.BytesIO()
     figure.savefig(stream)
