@@ -302,6 +302,55 @@ def test_the_right_answer_is_right_and_none_yet_is_no_mistake(check, capsys):
         assert capsys.readouterr().out.startswith("No answer yet")
 
 
+def every_part(given, change):
+    """What an answer gives, with each of its tensors changed."""
+    if isinstance(given, tuple | list):
+        return type(given)(every_part(part, change) for part in given)
+    return change(given) if isinstance(given, torch.Tensor) else given
+
+
+KINDS = {
+    "float64": lambda x: x.double() if x.is_floating_point() else x,
+    "with a gradient": lambda x: x.requires_grad_() if x.is_floating_point() and x.is_leaf else x,
+    "NumPy": lambda x: x.numpy(),
+    "lists": lambda x: x.tolist(),
+    "cuda": lambda x: x.cuda(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("check", exercises.ALL, ids=lambda check: check.__name__)
+def test_a_right_answer_of_any_kind_is_right(check, kind, capsys):
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if check.__name__ == "straight_through" and kind in ("NumPy", "lists"):
+        pytest.skip("nothing but a tensor has a gradient")
+    check(lambda *a: every_part(RIGHT[check.__name__](*a), KINDS[kind]))
+    assert capsys.readouterr().out == "Right.\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_coarse_answer_hears_that_it_is_coarse(dtype, capsys):
+    exercises.at_temperature(lambda logits, T: tempered(logits, T).to(dtype))
+    assert str(dtype) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("check", exercises.ALL, ids=lambda check: check.__name__)
+def test_settings_of_the_notebook_change_no_verdict(check, capsys):
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        with torch.inference_mode():
+            check(RIGHT[check.__name__])
+        with torch.no_grad():
+            check(RIGHT[check.__name__])
+        assert torch.get_default_dtype() == torch.float64 and torch.zeros(1).is_meta
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert capsys.readouterr().out == "Right.\nRight.\n"
+
+
 @pytest.mark.parametrize(("name", "answer"), ALSO_RIGHT)
 def test_other_ways_to_be_right_are_right(name, answer, capsys):
     getattr(exercises, name)(answer)

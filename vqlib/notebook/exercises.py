@@ -4,6 +4,7 @@ A checker takes the reader's function and prints "Right.", or a hint about the f
 raises, so that a notebook always runs to its end. One solution to each exercise is in notebooks/solutions.
 """
 
+import contextlib
 import functools
 import math
 
@@ -37,7 +38,8 @@ def checker(check):
             return given
 
         try:
-            check(ask)
+            with _usual_settings():
+                check(ask)
             print("Right.")
         except NotImplementedError:
             print("No answer yet: your function returns nothing. Write it above, then run this cell again.")
@@ -48,6 +50,18 @@ def checker(check):
 
     ALL.append(tried)
     return tried
+
+
+@contextlib.contextmanager
+def _usual_settings():
+    """Whatever the notebook has set, answers are tried in float32, on the CPU and with gradients."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _copy(argument):
@@ -61,13 +75,26 @@ def _hint(wrong, hint):
         raise Hint(hint)
 
 
+def _converted(given):
+    """An answer on the CPU; an array, or a list of numbers, as a tensor."""
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        return torch.as_tensor(given, device="cpu")
+    return given
+
+
 def _tensor(given, like, what):
-    """``given`` in the dtype of ``like``, if it is a tensor of that shape."""
-    kind = type(given).__name__
+    """``given`` in the dtype of ``like``, if it is of that shape."""
+    given, kind = _converted(given), type(given).__name__
     _hint(not isinstance(given, torch.Tensor), f"{what} should be a tensor, and yours is of type {kind}.")
+    coarse = given.dtype in (torch.float16, torch.bfloat16)
+    _hint(coarse, f"{what} is in {given.dtype}, which is too coarse to compare. Stay in float32.")
     shapes = tuple(like.shape), tuple(given.shape)
     _hint(shapes[0] != shapes[1], f"{what} should have the shape {shapes[0]}, and yours has {shapes[1]}.")
     return given.to(like.dtype)
+
+
+def _number(given):
+    return float(given.detach() if isinstance(given, torch.Tensor) else given)
 
 
 def _parts(given, *names):
@@ -89,7 +116,7 @@ def _random(*shape, seed=0):
 def thumbnail_levels(answer):
     """answer(side) -> how many grey levels each of side² cells may have, if all cells together may cost 294 bits."""
     for side, right in ((7, 64), (14, 2), (10, 7), (28, 1)):
-        cells, given = side**2, float(answer(side))
+        cells, given = side**2, _number(answer(side))
         bits, where = 294 / cells, f"With {side}×{side} cells"
         if given == right:
             continue
@@ -109,7 +136,7 @@ def huffman_lengths(answer):
     """answer(shares) -> how many bits Huffman's code spends on the name of each share (floats that sum to 1)."""
     few = ([0.25] * 4, [0.5, 0.25, 0.125, 0.125], [0.4, 0.3, 0.2, 0.1], [0.9, 0.05, 0.03, 0.02])
     for shares in (*few, torch.softmax(1.5 * _random(64), 0).tolist()):
-        lengths = [float(length) for length in answer(list(shares))]
+        lengths = [_number(length) for length in answer(list(shares))]
         where = f"For {'64 shares' if len(shares) == 64 else f'the shares {shares}'}"
         n, kraft, right = len(lengths), sum(2**-length for length in lengths), _huffman(shares)
         _hint(n != len(shares), f"{where} there should be one length per share, and you return {n}.")
@@ -190,7 +217,7 @@ def codes_of(answer):
     codes = torch.randint(K, (3, 7, 7), generator=torch.Generator().manual_seed(0))
     for one, label in zip(codes, (0, 6, 9), strict=True):
         sequence = VOCABULARY.to_sequences(one[None], torch.tensor([label]))[0]
-        first, given = _parts(answer(sequence), "the label", "the codes")
+        first, given = map(_converted, _parts(answer(sequence), "the label", "the codes"))
         _hint(isinstance(first, torch.Tensor) and first.numel() > 1, "Return the label first, then the codes.")
         _hint(int(first) == K + label, f"{K + label} is the start token of class {label}: subtract {K}.")
         _hint(int(first) != label, f"The label should be {label}, and yours is {int(first)}.")
@@ -210,7 +237,7 @@ def left_neighbour_nats(answer):
     start = K * torch.rand(60, 7, 1, generator=generator) ** 3
     codes = (start + torch.randint(6, (60, 7, 7), generator=generator).cumsum(-1)).long().clamp(max=K - 1)
     learn, score = codes[:50], codes[50:]
-    given, right = float(answer(learn, score)), _left_nats(learn, score)
+    given, right = _number(answer(learn, score)), _left_nats(learn, score)
     if abs(given - right) <= 1e-3:
         return
     _hint(not math.isfinite(given), "A pair that training never saw is infinitely surprising: add one to each count.")
@@ -255,7 +282,7 @@ def _left_nats(learn, score, how=""):
 def may_look(answer):
     """answer(S) -> (S, S) bool: True where the token of the row may look at the token of the column."""
     for S in (5, 2, 1):
-        right, given = torch.ones(S, S, dtype=torch.bool).tril(), answer(S)
+        right, given = torch.ones(S, S, dtype=torch.bool).tril(), _converted(answer(S))
         numbers = isinstance(given, torch.Tensor) and given.dtype != torch.bool
         _hint(numbers, "Return True and False (dtype=torch.bool). Numbers would be *added* to the scores.")
         given = _tensor(given, right, "The mask")
@@ -327,7 +354,7 @@ def nucleus(answer):
         where, shares = f"For p = {p:g} and {shares if len(shares) < 9 else '64 codes'}", torch.tensor(shares)
         ordered = shares.sort(descending=True).values
         size = int((ordered.cumsum(0) - ordered < p).sum())
-        given = answer(shares, p)
+        given = _converted(answer(shares, p))
         numbers = isinstance(given, torch.Tensor) and given.is_floating_point()
         _hint(numbers, "Return True and False, which say for each code whether it stays.")
         given = _tensor(given, shares > 0, "The answer")
