@@ -1,4 +1,4 @@
-"""The notebooks: their hygiene as committed, and a run of each in the fast mode, outputs compared where tagged."""
+"""The notebooks: their hygiene as committed, and runs of each in the fast mode: once, then each cell once more."""
 
 import ast
 import importlib.util
@@ -7,13 +7,17 @@ import os
 import re
 import statistics
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling"]
 CHECK = "nbval-check-output"
 
@@ -45,7 +49,8 @@ def test_committed_with_the_outputs_of_one_full_run(path):
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [o for o in outputs if o["output_type"] == "error"]
     assert not [o for o in outputs if o.get("name") == "stderr"]
-    assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    shown = [set(o["data"]) for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert all({"image/png", "text/plain"} <= kinds for kinds in shown), "a panel without its still picture"
     assert "widgets" not in notebook["metadata"]
     assert "MINI SET" not in json.dumps(outputs, ensure_ascii=False), "run on the real data before committing"
 
@@ -68,8 +73,18 @@ def test_markdown_that_code_hosts_render(path):
     assert "<details" not in text and "<div" not in text and "> [!" not in text
     assert "@@" not in text
     assert all(alt.strip() for alt in re.findall(r"!\[(.*?)\]\(", text))
-    for link in re.findall(r"\]\(([^)#]+?)\)", text):
-        assert link.startswith("http") or (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_links_lead_to_files_of_the_repository(path):
+    """Which is Jupyter's root, by the README's command. (tests/browser/test_links.py clicks them.)"""
+    text = "\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if ":" in link:
+            assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w./%#?=-]*)?", link), link
+        else:
+            target = (path.parent / link.split("#")[0]).resolve()
+            assert target.is_relative_to(ROOT) and target.exists(), link
 
 
 @each_notebook
@@ -116,6 +131,52 @@ def test_they_run_fast_with_the_same_tagged_outputs(tmp_path):
     assert [p.name for p in reader.iterdir()] == ["vqvae.safetensors"]
 
 
+def makes_and_takes(code):
+    """The names that a cell gives values to, and the other names that it uses, in its functions, too."""
+
+    def taken(table):
+        symbols = [symbol for symbol in table.get_symbols() if symbol.is_global() or table.get_type() == "module"]
+        names = {symbol.get_name() for symbol in symbols if symbol.is_referenced()}
+        return names.union(*map(taken, table.get_children()))
+
+    table = symtable.symtable(code, "cell", "exec")
+    makes = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    return makes, taken(table) - makes
+
+
+@each_notebook
+def test_a_name_that_cells_share_is_made_in_one_of_them(path):
+    """Otherwise it depends on the order of running them which of two things the name stands for."""
+    cells = [makes_and_takes(source(cell)) for cell in code_cells(read(path))]
+    made = [name for makes, _ in cells for name in makes]
+    assert {name for _, takes in cells for name in takes if made.count(name) > 1} == set()
+
+
+def shown(cell):
+    """The text and pictures that a cell shows, without progress, times and addresses in memory."""
+    timed, parts = re.search(r"\btime\.|milliseconds", cell.source), []
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if output.get("name") != "stderr":
+            parts += [output.get("text", ""), output.get("evalue", ""), data.get("text/plain", "")]
+        parts += [data.get("text/markdown", ""), "" if timed else f"picture {hash(data.get('image/png'))}"]
+    return re.sub(r"[\d.,]+ (ms|s|seconds|minutes)\b|0x[0-9a-f]+", "", "".join(parts))
+
+
+@each_notebook
+def test_cells_run_again_from_the_last_to_the_first_show_the_same(path, tmp_path):
+    """A cell that changes what another one has made would show itself here."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [(cell, i) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", allow_errors=True)
+    client.resources = {"metadata": {"path": str(tmp_path)}}
+    with client.setup_kernel(env=fast_environment(tmp_path)[1]):
+        first = {i: shown(client.execute_cell(cell, i)) for cell, i in cells}
+        assert not [o for cell, _ in cells for o in cell.outputs if o.output_type == "error"]
+        for cell, i in reversed(cells):
+            assert shown(client.execute_cell(cell, i)) == first[i], cell.source
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["notebooks", "elsewhere"])
 def test_nbconvert_executes_from_any_folder(tmp_path, where):
@@ -143,9 +204,6 @@ def test_nbconvert_executes_from_any_folder(tmp_path, where):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["02_vqvae", "04_transformer"])
 def test_the_train_switch_trains_and_the_notebook_uses_what_it_trained(name, tmp_path):
-    import nbformat
-    from nbclient import NotebookClient
-
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     switch = next(cell for cell in notebook.cells if "TRAIN = False" in cell.source)
     switch.source = switch.source.replace("TRAIN = False", "TRAIN = True")
