@@ -118,12 +118,20 @@ def test_all_set_up_cells_begin_alike():
     assert len({set_up(path) for path in NOTEBOOKS}) == 1
 
 
-def test_a_set_up_cell_that_cannot_install_says_so(colab, tmp_path):
-    """Without the package and outside Colab: here the address leads nowhere."""
-    uninstall(colab[0])
-    code = f"import os; os.environ['PIP_NO_INDEX'] = '1'\n{set_up(NOTEBOOKS[0]).replace(ADDRESS, str(tmp_path))}"
-    done = subprocess.run([colab[0], "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode and "ImportError" in done.stderr and "requirements.txt" in done.stderr
+def test_a_set_up_cell_that_cannot_install_says_how(colab, tmp_path):
+    """Without the package and outside Colab: the address leads nowhere, or it isn't tried, since this is a checkout."""
+    python, address = colab
+    uninstall(python)
+    checkout = tmp_path / "checkout" / "notebooks"
+    checkout.mkdir(parents=True)
+    (checkout.parent / "requirements.txt").touch()
+    for folder, git_address in ((tmp_path, "file:///nowhere"), (checkout, address)):
+        code = set_up(NOTEBOOKS[0]).replace(ADDRESS, git_address)
+        done = subprocess.run([python, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True)
+        said = done.stderr.splitlines()[-1]
+        assert done.returncode and said.startswith("ImportError: This kernel's Python has no vqlib.")
+        assert f"run: {python} -m pip install -q -r requirements.txt" in said
+        assert "No module named" not in done.stderr
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ def test_length_and_two_commands():
     assert len(README.splitlines()) <= 160
     commands = re.findall(r"(?m)^python3 -m venv .*$", README)
     assert len(commands) == 2 and "jupyter lab" in commands[0] and commands[1].endswith("-m pytest")
+    *_, root, notebook = shlex.split(commands[0])
+    assert root == "--notebook-dir=." and (ROOT / notebook).is_file()  # without it, notebooks/ would be Jupyter's root
     assert "README test command" in README and "README test command" in (ROOT / ".ci" / "run").read_text()
 
 
@@ -60,7 +62,8 @@ def test_the_block_for_pictures_of_ones_own_runs(tmp_path, monkeypatch):
 def test_links_and_commands_exist():
     for name in ("README.md", "CONTRIBUTING.md", "SCALING.md", "CHANGELOG.md"):
         for link in re.findall(r"\]\(([^)#]+?)\)", (ROOT / name).read_text(encoding="utf-8")):
-            assert link.startswith("http") or (ROOT / link).exists(), f"{name}: {link}"
+            target = (ROOT / link).resolve()
+            assert link.startswith("http") or target.is_relative_to(ROOT) and target.exists(), f"{name}: {link}"
     for script in re.findall(r"python (tools/\w+\.py)", README):
         assert (ROOT / script).is_file()
 
