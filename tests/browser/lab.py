@@ -145,7 +145,7 @@ def run_all(page, address, name, timeout_s=300):
 def panel(page, code):
     """The output of the cell that begins with this code."""
     cell = page.locator(".jp-Notebook .jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=code)).first
-    output = cell.locator(".jp-OutputArea-output .lm-Widget.jupyter-widgets").first
+    output = cell.locator(".vqlib-panel").first
     output.scroll_into_view_if_needed()
     return output
 
@@ -158,7 +158,7 @@ def handle(panel, label):
 
 def picture(panel):
     """The panel's picture."""
-    return panel.locator("img.widget-image").first
+    return panel.locator("img.vqlib-picture").first
 
 
 WATCH = """image => { window.seen = null; const began = performance.now();

@@ -1,24 +1,28 @@
-"""What all panels share, for ipywidgets 7.7 and 8: controls, the picture, and the line of status below it.
+"""What all panels share, for ipywidgets 7.7 and 8: controls at the left, the picture and a line of status at the right.
 
 A picture is an `Image` widget whose bytes are replaced, so that nothing flickers and the page doesn't jump. A front end
 would swallow an error in a callback: here it is shown in the line of status and kept in ``panel.error``.
 """
 
+import base64
 import html
 import random
 import time
 
-from vqlib import data
+import IPython
+
+from vqlib import checkpoints, data
 from vqlib.checks import check_kinds
-from vqlib.notebook.panels.drawing import png_size
+from vqlib.notebook.panels.drawing import png_size, still
+from vqlib.notebook.panels.frontend import Keys, W, family
 from vqlib.pair import Pair, load_pair
 
-try:
-    import ipywidgets as W
-except ImportError as error:
-    raise ImportError("the panels need ipywidgets: pip install ipywidgets") from error
-
-LABEL, WIDE = {"description_width": "105px"}, {"width": "380px", "max_width": "98%"}
+LABEL, WIDE = {"description_width": "100px"}, {"width": "340px", "max_width": "98%"}
+TO_PLAY = "A still picture: run all cells to play with it."
+GONE = "The kernel that moved this panel is gone. Run all cells to play with it again."
+NOTE = f"""<style>.vqlib-gone {{display: none}} .jupyter-widgets-disconnected > .vqlib-gone {{display: block}}</style>
+<b>{GONE}</b>"""
+_LOADED = {}  # names of weights -> (the files they were in, what was loaded)
 
 
 def slider(description, value, low, high, step=1):
@@ -41,37 +45,104 @@ def temperature_slider():
 
 
 def button(description, icon, tooltip):
-    return W.Button(description=description, icon=icon, tooltip=tooltip, layout={"width": "auto"})
+    layout = {"width": "auto", "margin": "2px 2px 2px 106px"}  # under the sliders, not under their names
+    return W.Button(description=description, icon=icon, tooltip=tooltip, layout=layout)
 
 
-def row(*children):
-    return W.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+def row(*children, **layout):
+    return W.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"} | layout)
 
 
 def more(*children):
     """Controls that are folded away at first."""
-    folded = W.Accordion(children=[W.VBox(children)], selected_index=None)
+    folded = W.Accordion(children=[W.VBox(children)], selected_index=None, layout=WIDE)
     folded.set_title(0, "More")
     return folded
 
 
-class Panel:
-    """The base of all panels. Show ``panel.widget``; ``panel.error`` is None, or what the last move raised.
+def shared(load, *names):
+    """What ``load()`` gives, loaded once while the files with weights of these names stay the same.
 
-    A subclass makes its controls in ``_build``, which takes the panel's arguments and ends with the first picture.
+    So all panels share one copy of the weights, and of what the sampler lays out for them.
     """
+    files = [(path, path.stat().st_mtime_ns) for path in map(checkpoints.find, names) if path.is_file()]
+    if _LOADED.get(names, (None,))[0] != files:
+        _LOADED[names] = files, load()
+    return _LOADED[names][1]
+
+
+def running_cell():
+    """Which cell of a notebook runs now, and the number of this run: (str, int); (None, 0) outside a notebook."""
+    shell = IPython.get_ipython()
+    if not hasattr(shell, "kernel"):
+        return None, 0
+    metadata = shell.get_parent().get("metadata", {})
+    return metadata.get("cellId", shell.user_ns["In"][-1]), shell.execution_count  # not all front ends send an id
+
+
+class Panel:
+    """The base of all panels. A cell that ends with the panel shows it; so does ``panel.widget``, in a front end.
+
+    ``panel.error`` is None, or what the last move raised. ``panel.close()`` frees the panel; a new panel of the same
+    kind from the same cell closes the old one. A subclass makes its controls in ``_build``, which takes the panel's
+    arguments and ends with the first picture.
+    """
+
+    _standing = {}  # (kind of panel, cell) -> (number of the cell's run, the panels that it made)
 
     def __init__(self, *args, **kwargs):
         self.error, self.status = None, W.HTML("&nbsp;")
-        self.image = W.Image(format="png")
-        self.widget = W.VBox([self.status])
+        self.image = W.Image(format="png", layout={"display": "none"}).add_class("vqlib-picture")  # until it is drawn
+        self.controls = W.VBox(layout={"flex": "0 1 350px", "margin": "0 8px 0 0", "align_items": "flex-start"})
+        self.pictures = row(self.image, align_items="flex-start")
+        self.results = W.VBox([self.pictures, self.status], layout={"min_width": "0"})
+        gone = W.HTML(NOTE).add_class("vqlib-gone")
+        self.widget = row(self.controls, self.results, Keys(), gone, align_items="flex-start")
+        self.widget.add_class("vqlib-panel")
+        self._parts = [self.widget]  # what `close` frees
+        self._close_earlier()
         self._guard(lambda: self._build(*args, **kwargs))
+
+    def _close_earlier(self):
+        cell, run = running_cell()
+        if cell is None:
+            return
+        earlier, standing = Panel._standing.get((type(self), cell), (run, []))
+        if earlier != run:
+            for panel in standing:
+                panel.close()
+            standing = []
+        Panel._standing[type(self), cell] = run, [*standing, self]
+
+    def close(self):
+        """Take the panel off the page, and free what it holds. It can't be shown again."""
+        for widget in [widget for part in self._parts for widget in family(part)]:
+            widget.close()
+        vars(self).clear()  # notebooks keep what their cells have shown
+        self.error, self.widget, self._parts = None, None, []
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """What a notebook shows: the widget; a still picture of it, for pages without a kernel; else a line of text."""
+        shown, metadata = {"text/plain": f"{type(self).__name__}: a panel. {TO_PLAY}"}, {}
+        if self.widget is not None:
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
+            shown["application/vnd.jupyter.widget-view+json"] = view
+            if self.image.value:
+                png = still(self._stills(), TO_PLAY)
+                shown["image/png"] = base64.b64encode(png).decode()
+                metadata["image/png"] = dict(zip(("width", "height"), png_size(png), strict=True))
+        return shown, metadata
+
+    def _stills(self):
+        """The PNGs that a still picture of this panel consists of."""
+        return [self.image.value]
 
     def _guard(self, action):
         """Run an action, and show the words that it returns, if any, or its error."""
         began = time.perf_counter()
         try:
             words = action()
+            self._grey()
             self.error = None
             if words is not None:
                 self.status.value = f"{words} · {1000 * (time.perf_counter() - began):.0f} ms"
@@ -79,6 +150,9 @@ class Panel:
             self.error = error
             kept = " (The picture is the one from before.)" if self.image.value else ""
             self.status.value = f"<b>{type(error).__name__}:</b> {html.escape(str(error))}{kept}"
+
+    def _grey(self):
+        """Disable the controls that would change nothing now."""
 
     def _on_move(self, action, *controls):
         for control in controls:
@@ -89,37 +163,43 @@ class Panel:
 
     def _show(self, png):
         width = f"{png_size(png)[0]}px"
-        if self.image.layout.width != width:
-            self.image.layout.width, self.image.layout.max_width = width, "calc(100% - 4px)"
+        if (layout := self.image.layout).width != width:
+            layout.width, layout.max_width, layout.display = width, "calc(100% - 4px)", None
+            self.results.layout.flex = f"1 1 {width}"  # below this width it moves under the controls
         self.image.value = png
 
     def _set_pair(self, pair):
         """Keep the pair given, or what `load_pair` finds."""
-        self.pair = load_pair() if pair is None else pair
+        self.pair = shared(load_pair, "vqvae", "transformer") if pair is None else pair
         check_kinds(pair=(self.pair, Pair))
 
     def _test_pictures(self, number):
         """A slider over the embedded test pictures."""
-        self.pictures = data.load_mini("test")
-        self.number = slider("test picture", number, 0, len(self.pictures) - 1)
+        self.tests = data.load_mini("test")
+        self.number = slider("test picture", number, 0, len(self.tests) - 1)
 
     def _image(self, number):
         """A test picture: (1, 1, 28, 28) in [-1, 1]."""
-        return data.to_images(self.pictures.pixels[number : number + 1])
+        return data.to_images(self.tests.pixels[number : number + 1])
 
     def _seed_row(self, seed):
         """A slider for the seed, and a button that moves it."""
         self.seed = slider("seed", seed, 0, 999)
         self.new_seed = button("new seed", "random", "Draw new noise")
         self.new_seed.on_click(self._move_seed)
-        return row(self.seed, self.new_seed)
+        return W.VBox([self.seed, self.new_seed], layout={"align_items": "flex-start"})
 
     def _move_seed(self, button):
         self.seed.value = (self.seed.value + random.randrange(1, 1000)) % 1000  # never the same again
 
-    def _play_row(self, description, last, interval):
+    def _grey_seed(self, without_effect):
+        self.seed.disabled = self.new_seed.disabled = without_effect
+
+    def _play_row(self, description, first, last, interval):
         """A slider for steps 0 … last, and a button that plays them, tied together in the front end."""
-        self.play = W.Play(value=0, min=0, max=last, interval=interval, description="play")
-        self.step = slider(description, 0, 0, last)
+        self.play = W.Play(value=first, min=0, max=last, interval=interval, description="play")
+        self.step = slider(description, first, 0, last)
         self.link = W.jslink((self.play, "value"), (self.step, "value"))
-        return row(self.play, self.step)
+        self._parts.append(self.link)
+        self.play.layout.margin = "2px 2px 2px 106px"
+        return W.VBox([self.step, self.play], layout={"align_items": "flex-start"})

@@ -31,16 +31,20 @@ class Completion(Panel):
         self._test_pictures(number)
         self.n = n
         self.rows, self.temperature = slider("rows to keep", rows, 0, GRID), base.temperature_slider()
-        folded = base.more(self.temperature, self._seed_row(seed))
+        seed_row = self._seed_row(seed)
         self._on_move(self._update, self.number, self.rows, self.temperature, self.seed)
-        self.widget.children = [self.number, self.rows, folded, self.image, self.status]
+        self.controls.children = [self.number, self.rows, seed_row, base.more(self.temperature)]
         return self._update()
 
     def _update(self):
         number, rows = self.number.value, self.rows.value
-        original, label = self._image(number), int(self.pictures.labels[number])
+        original, label = self._image(number), int(self.tests.labels[number])
         knobs = {"n": self.n, "temperature": self.temperature.value, "seed": self.seed.value}
         written = self.pair.complete(original, label, rows=rows, **knobs)
         images = torch.cat([original, self.pair.reconstruct(original), written])
         self._show(draw_completions(images, rows, ["original", "its copy", *(str(i + 1) for i in range(self.n))]))
         return f"{CLASS_NAMES[label]}: the upper {rows} of 7 rows are the picture's own"
+
+    def _grey(self):
+        self.temperature.disabled = self.rows.value == GRID  # there is nothing left to write
+        self._grey_seed(self.rows.value == GRID or self.temperature.value == 0)

@@ -75,6 +75,20 @@ def png_size(png):
     return tuple(side // DENSITY for side in Image.open(io.BytesIO(png)).size)
 
 
+def still(pngs, words):
+    """The PNGs of sheets side by side, and a line of words below, as PNG."""
+    parts = [Image.open(io.BytesIO(png)) for png in pngs]
+    width, height = (sum(p.width for p in parts) // DENSITY + GAP * (len(parts) - 1)), max(p.height for p in parts)
+    sheet, x = Sheet(width, height // DENSITY + 24), 0
+    for part in parts:
+        sheet.image.paste(part, (x, 0))
+        x += part.width + GAP * DENSITY
+    sheet.text(6, height // DENSITY + 5, words, MARK)
+    stream = io.BytesIO()
+    sheet.image.quantize(128).save(stream, "PNG", optimize=True)  # it stays in the notebook's file: a third of the size
+    return stream.getvalue()
+
+
 def gallery(images, columns, zoom, foot):
     """Rows of images (N, 1, 28, 28), with ``foot`` pixels of room below each: a `Sheet`, and where each one stands."""
     across, down = SIZE * zoom + GAP, SIZE * zoom + foot

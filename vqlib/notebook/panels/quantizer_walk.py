@@ -84,19 +84,19 @@ class QuantizerWalk(Panel):
     points: (N, 2) float. K, seed: where the number of codes and the seed begin.
     """
 
-    STEPS = 60
+    STEPS = 120
 
     def _build(self, points, K=8, seed=0):
         self.points = points
-        play_row = self._play_row("step", self.STEPS, 200)
+        play_row = self._play_row("step", self.STEPS // 2, self.STEPS, 200)
         self.start = W.Dropdown(description="codes start", options=STARTS, style=LABEL, layout={"width": "300px"})
         self.revive = slider("revive below", 0.0, 0.0, 0.5, 0.05)
         self.K = slider("K, codes", K, 2, max(16, K))
         self.decay = slider("decay", 0.9, 0.5, 0.99, 0.01)
-        folded = base.more(self.K, self.decay, self._seed_row(seed))
+        seed_row = self._seed_row(seed)
         self._on_move(self._walk, self.start, self.revive, self.K, self.decay, self.seed)
         self._on_move(self._draw, self.step)
-        self.widget.children = [play_row, self.start, self.revive, folded, self.image, self.status]
+        self.controls.children = [play_row, self.start, self.revive, seed_row, base.more(self.K, self.decay)]
         return self._walk()
 
     def _walk(self):
@@ -107,3 +107,6 @@ class QuantizerWalk(Panel):
     def _draw(self):
         self._show(draw_walk(self.points, self.walk, self.step.value))
         return "points and ground have the colour of their nearest code"
+
+    def _grey(self):
+        self.revive.disabled = self.decay.disabled = self.step.value == 0

@@ -1,5 +1,6 @@
 """The sampling studio: sample one class live, while the noise stays fixed."""
 
+import functools
 import html
 import itertools
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from vqlib import checkpoints
+from vqlib import checkpoints, files
 from vqlib.checks import check_knobs
 from vqlib.classifier import classify, rerank
 from vqlib.data import CLASS_NAMES, SIZE
@@ -41,7 +42,7 @@ def write_strip(pair, judge, label, n=6, seed=0, critic=None, draws=1, **knobs):
     noise = gumbel_noise(len(start), transformer.config.num_codes, seeded(seed))
     codes, surprise = [], []
     with eval_mode(transformer):  # `sample`, written out, since here the logits are needed, too
-        for logits, chosen in write(transformer, start, noise.to(transformer.head.weight), **knobs):
+        for logits, chosen in write(transformer, start, noise.to(transformer.token_embedding.weight), **knobs):
             codes.append(chosen)
             surprise.append(F.cross_entropy(logits, chosen, reduction="none"))
     images = pair.decode(torch.stack(codes, 1).reshape(-1, GRID, GRID))
@@ -76,8 +77,11 @@ class SamplingStudio(Panel):
 
     def _build(self, pair=None, judge=None, critic=None, label=6, n=4, seed=0):
         self._set_pair(pair)
-        self.judge = judge if judge is not None else checkpoints.load_classifier("judge")
-        self.critic = critic if critic is not None else checkpoints.load_classifier("critic")
+        given = {"judge": judge, "critic": critic}
+        self.judge, self.critic = (
+            base.shared(functools.partial(checkpoints.load_classifier, name), name) if one is None else one
+            for name, one in given.items()
+        )
         K = self.pair.transformer.config.num_codes
         self.label, self.temperature = base.class_slider(label), base.temperature_slider()
         self.guidance = slider("guidance", 1.0, 0.0, 5.0, 0.5)
@@ -91,8 +95,7 @@ class SamplingStudio(Panel):
         hidden = self.guidance, self.top_k, self.top_p, self.n, self.draws
         self._on_move(self._update, self.label, self.temperature, *hidden, self.seed)
         self._on_click(self.save, self._save)
-        folded = base.more(*hidden, seed_row, base.row(self.save))
-        self.widget.children = [self.label, self.temperature, folded, self.image, self.status]
+        self.controls.children = [self.label, self.temperature, seed_row, base.more(*hidden, self.save)]
         return self._update()
 
     def _update(self):
@@ -110,8 +113,13 @@ class SamplingStudio(Panel):
         greedy = "" if knobs["temperature"] else "; at temperature 0 all are the same, and the seed does nothing"
         return f"the judge sees {CLASS_NAMES[label]} in {(strip.verdicts == label).sum()} of {n}{greedy}"
 
+    def _grey(self):
+        greedy = self.temperature.value == 0
+        self._grey_seed(greedy)
+        self.top_k.disabled = self.top_p.disabled = self.draws.disabled = greedy
+
     def _save(self):
         names = itertools.chain([self.stem], (f"{self.stem}-{i}" for i in itertools.count(2)))
         path = next(path for path in (Path(f"{name}.png") for name in names) if not path.exists())
-        path.write_bytes(self.image.value)
+        files.replace_file(path, self.image.value)
         return f"saved as {html.escape(str(path.resolve()))}"

@@ -117,15 +117,14 @@ class TokenByToken(Panel):
         self._set_pair(pair)
         self.usual = usual_codes(self.pair.vqvae, data.load_mini("train"))
         config = self.pair.transformer.config
-        play_row = self._play_row("codes written", CODES_PER_IMAGE, 250)
+        play_row = self._play_row("codes written", 24, CODES_PER_IMAGE, 250)
         self.label, self.temperature = base.class_slider(label), base.temperature_slider()
         self.layer = slider("layer", 0, 0, config.n_layers - 1)
         self.head = slider("head", 0, 0, config.n_heads - 1)
-        folded = base.more(self.temperature, self._seed_row(seed))
+        seed_row = self._seed_row(seed)
         self._on_move(self._write, self.label, self.temperature, self.seed)
         self._on_move(self._draw, self.step, self.layer, self.head)
-        where = base.row(self.layer, self.head)
-        self.widget.children = [play_row, self.label, where, folded, self.image, self.status]
+        self.controls.children = [play_row, self.label, self.layer, self.head, seed_row, base.more(self.temperature)]
         return self._write()
 
     def _write(self):
@@ -137,4 +136,8 @@ class TokenByToken(Panel):
         self._show(draw_trace(self.trace, step, self.layer.value, self.head.value, self.pair.vqvae))
         if step == CODES_PER_IMAGE:
             return "all is written"
-        return "dimmed cells are not written yet: they show the codes that this class has most often there"
+        return "dimmed cells are still to come: they show this class's most frequent codes"
+
+    def _grey(self):
+        self.layer.disabled = self.head.disabled = self.step.value in (0, CODES_PER_IMAGE)  # no codes to look at
+        self._grey_seed(self.temperature.value == 0)
