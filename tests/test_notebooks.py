@@ -1,7 +1,9 @@
 """The notebooks: their hygiene as committed, and runs of each in the fast mode: once, then each cell once more."""
 
 import ast
+import base64
 import importlib.util
+import io
 import json
 import os
 import re
@@ -11,6 +13,7 @@ import symtable
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -52,6 +55,13 @@ def test_committed_with_the_outputs_of_one_full_run(path):
     shown = [set(o["data"]) for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     assert all({"image/png", "text/plain"} <= kinds for kinds in shown), "a panel without its still picture"
     assert "widgets" not in notebook["metadata"]
+    assert not [o for o in outputs if "needs_background" in o.get("metadata", {})], "white in JupyterLab's dark theme"
+    figures = [
+        o["data"]["image/png"]
+        for o in outputs
+        if "".join(o.get("data", {}).get("text/plain", "")).startswith("<Figure")
+    ]
+    assert all(plt.imread(io.BytesIO(base64.b64decode(png)))[0, 0, -1] == 0 for png in figures), "not transparent"
     assert "MINI SET" not in json.dumps(outputs, ensure_ascii=False), "run on the real data before committing"
 
 

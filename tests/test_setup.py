@@ -5,10 +5,12 @@ import re
 import sys
 import types
 
+import nbformat
 import pytest
 import torch
 from conftest import environment
 from jupyter_client import KernelManager
+from nbclient import NotebookClient
 
 import vqlib
 from vqlib import checkpoints
@@ -25,6 +27,28 @@ def test_versions_names_what_a_notebook_runs_on():
     line = setup.versions()
     assert all(word in line for word in (torch.__version__, f"vqlib {vqlib.__version__}", "cpu", "seed 0"))
     assert "\n" not in line
+
+
+QUIETLY = """
+import pkgutil, sys, warnings
+warnings.simplefilter("always")
+warnings.simplefilter("ignore", DeprecationWarning)  # of other packages' code
+sys.modules["ipywidgets"] = None  # as if it were not installed
+import vqlib
+names = [module.name for module in pkgutil.walk_packages(vqlib.__path__, "vqlib.") if "panels" not in module.name]
+for name in names:
+    if not name.endswith("__main__"):
+        __import__(name)
+print(len(names))
+"""
+
+
+def test_without_ipywidgets_imports_warn_of_nothing():
+    """In a kernel: there ``tqdm.auto``, for one, warns that it can't show its bar as a widget."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(QUIETLY)])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = notebook.cells[0].outputs
+    assert [output.name for output in outputs] == ["stdout"] and int(outputs[0].text) > 25, outputs
 
 
 def test_runs_are_kept_on_google_drive_in_colab_only(monkeypatch, capsys):
