@@ -1,5 +1,6 @@
 """What the tests share: nothing of the reader's is read or written; small models whose codes and logits are lively."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -21,7 +22,10 @@ from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).parent.parent
-OLD = ["ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel<7"]  # Colab's
+OLD = ["ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel<7", "anywidget==0.9.3"]  # Colab's; the last: our oldest
+
+torch.set_num_threads(1)  # the tensors are tiny, and a second thread that waits for work takes a core from others
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that they start
 
 settings.register_profile("vqlib", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("vqlib")
@@ -43,6 +47,17 @@ def same_weights(model, other):
     """Whether two models have the same state, bit for bit."""
     state, others = model.state_dict(), other.state_dict()
     return state.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in state.items())
+
+
+@contextlib.contextmanager
+def defaults(changed):
+    """Within it a reader has set another default dtype, or another default device."""
+    try:
+        torch.set_default_dtype(changed) if isinstance(changed, torch.dtype) else torch.set_default_device(changed)
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
 
 
 # --- pictures and small models ---------------------------------------------------------------------------------------
@@ -156,6 +171,11 @@ def tokenizer():
 def without_seconds(model):
     """The history of a run, without how long it took."""
     return {key: value for key, value in model.info["history"].items() if key != "seconds"}
+
+
+def visible(folder):
+    """The names in a folder, sorted, without the hidden ones: a process that is killed leaves such files behind."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def stop_at(monkeypatch, step, action, seen=None):

@@ -56,15 +56,15 @@ def killed_at_place(recipe, path, place, count):
     train(recipe, path)
 
 
-def on_a_full_disk(recipe, path, threads, said):
-    """From the third checkpoint on the system lets no file grow beyond 10 kB, so the write breaks off."""
+def on_a_full_disk(recipe, path, threads, said, save_number=3):
+    """From this save on the system lets no file grow beyond 10 kB, so the write breaks off. The result is the 7th."""
     import resource  # POSIX only
 
     save, calls = checkpoints.save, []
 
     def filling(*arguments, **info):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == save_number:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         save(*arguments, **info)
 

@@ -9,14 +9,17 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, same_weights, seeded
+import torch.nn.utils.prune
+from conftest import ROOT, defaults, same_weights, seeded
 
-from vqlib import checkpoints, load_pair, training
+from vqlib import checkpoints, data, files, load_pair, scorecard, training
 from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.training import __main__ as command
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -122,10 +125,52 @@ def test_half_precision_on_disk_is_float32_in_memory(tmp_path, config):
     assert not any(m.training for m in loaded.modules())
 
 
-def test_a_compiled_model_is_saved_as_what_it_is(tmp_path):
+WRAPPED = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "parallel": torch.nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "compiled and parallel": lambda model: torch.compile(torch.nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_a_wrapped_model_is_saved_as_what_it_is(tmp_path, how):
     model = a_vqvae()
-    checkpoints.save_model(tmp_path / "v", torch.compile(model, backend="eager"))
+    checkpoints.save_model(tmp_path / "v", WRAPPED[how](model))
     assert same_weights(checkpoints.load_vqvae(tmp_path / "v"), model)
+
+
+def normed(model):
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].mlp[0])
+
+
+def quantized(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a newer PyTorch wants another package for it
+        torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, inplace=True)
+
+
+def compiled_in_part(model):
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+
+
+def pruned(model):
+    torch.nn.utils.prune.l1_unstructured(model.head, "weight", 0.5)
+
+
+def deepened(model):
+    model.blocks.append(model.blocks[0])
+
+
+@pytest.mark.parametrize("change", [normed, quantized, compiled_in_part, pruned, deepened])
+def test_a_model_that_was_changed_is_refused_at_the_save(tmp_path, change):
+    model, path = Transformer(SMALL), tmp_path / "t"
+    checkpoints.save_model(path, model)
+    before = path.read_bytes()
+    change(model)
+    with pytest.raises(ValueError, match="(?s)model.*Save it before"):
+        checkpoints.save_model(path, model)
+    assert path.read_bytes() == before
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
@@ -139,14 +184,16 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     assert same_weights(checkpoints.load_vqvae(tmp_path / "v"), model)
 
 
-def test_the_readers_default_dtype_changes_nothing(tmp_path):
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+def test_the_readers_defaults_change_nothing(tmp_path, default):
     a_pair(tmp_path)
-    torch.set_default_dtype(torch.float64)
-    try:
-        for model in load_pair(tmp_path):
-            assert {p.dtype for p in model.state_dict().values()} == {torch.float32}
-    finally:
-        torch.set_default_dtype(torch.float32)
+    usual = load_pair(tmp_path)
+    with defaults(default):
+        pair = load_pair(tmp_path)
+        checkpoints.save_model(tmp_path / "again", pair.vqvae)
+    for model, other in zip((*pair, checkpoints.load_vqvae(tmp_path / "again")), (*usual, usual.vqvae), strict=True):
+        assert same(model.state_dict(), other.state_dict())
+        assert {(p.dtype, p.device.type) for p in model.state_dict().values()} == {(torch.float32, "cpu")}
 
 
 def test_the_tokenizer_id_is_a_hash_of_encoder_and_codebook():
@@ -255,7 +302,7 @@ def test_a_folder_is_no_weight_file(tmp_path):
     with pytest.raises(IsADirectoryError, match="mine.*folder.*transformer.safetensors, vqvae.safetensors"):
         checkpoints.load_vqvae(tmp_path / "mine")
     with pytest.raises(IsADirectoryError, match="mine.*folder"):
-        checkpoints.check_writable(tmp_path / "mine")
+        files.check_writable(tmp_path / "mine")
 
 
 def test_a_run_of_version_0_1_is_named_by_its_old_name(tmp_path):
@@ -289,6 +336,8 @@ def test_no_message_advises_deleting_what_was_not_read(tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as denial:
         checkpoints.load_vqvae(vqvae)
     assert not [text for text in (*messages, str(told.value), str(denial.value)) if "elete" in text]
+    for path in (ROOT / "vqlib").rglob("*.py"):  # nor any other
+        assert "elete it" not in (text := path.read_text(encoding="utf-8")) and "Delete" not in text, path
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
@@ -376,7 +425,7 @@ class Full:
         no_space()
 
 
-FAILURES = [(os, "fsync", no_space), (os, "replace", no_space), (checkpoints, "open", Full), (os, "fsync", interrupted)]
+FAILURES = [(os, "fsync", no_space), (os, "replace", no_space), (files, "open", Full), (os, "fsync", interrupted)]
 
 
 @pytest.mark.parametrize("module, name, failing", FAILURES)
@@ -393,17 +442,17 @@ def test_a_failed_save_leaves_the_previous_file_and_nothing_else(file, tensors, 
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path, tensors):
     (tmp_path / "file").write_text("not a folder")
     for path in (tmp_path / "file" / "a.safetensors", tmp_path / "file" / "deeper" / "a.safetensors"):
-        for fail in (lambda p: checkpoints.save(p, "thing", tensors), checkpoints.check_writable):
+        for fail in (lambda p: checkpoints.save(p, "thing", tensors), files.check_writable):
             with pytest.raises(OSError, match="file.*VQLIB_RUNS"):
                 fail(path)
     assert (tmp_path / "file").read_text() == "not a folder"
-    checkpoints.check_writable(tmp_path / "new" / "a.safetensors")
+    files.check_writable(tmp_path / "new" / "a.safetensors")
     assert os.listdir(tmp_path / "new") == []
 
 
 KILLED = """
 import os, sys, torch
-from vqlib import checkpoints
+from vqlib import checkpoints, files
 at, path = sys.argv[1:]
 class Dying:
     def __init__(self, path, mode): self.file = open(path, mode)
@@ -414,7 +463,7 @@ class Dying:
         self.file.flush()
         os._exit(9)
 if at == "write":
-    checkpoints.open = Dying
+    files.open = Dying
 else:
     setattr(os, at, lambda *arguments: os._exit(9))
 checkpoints.save(path, "thing", {"weight": torch.ones(50)})
@@ -464,7 +513,7 @@ def test_a_tilde_is_the_home_directory_in_every_path(tmp_path, tensors, monkeypa
     assert checkpoints.load_vqvae("~/vqvae.safetensors").info["path"] == str(tmp_path / "vqvae.safetensors")
     assert checkpoints.load_transformer("~/transformer.safetensors", vqvae=vqvae)
     assert checkpoints.load_classifier(path="~/judge.safetensors")
-    checkpoints.check_writable("~/new/b")
+    files.check_writable("~/new/b")
     monkeypatch.setenv("VQLIB_RUNS", "~/elsewhere")
     assert checkpoints.runs_folder() == tmp_path / "elsewhere"
     assert "~" not in os.listdir(tmp_path) and "new" in os.listdir(tmp_path)
@@ -509,7 +558,36 @@ def test_describe_says_whose_weights_these_are(tmp_path, shipped):
     checkpoints.save_model(tmp_path / "runs" / "vqvae.safetensors", model, recipe={"name": "mine"})
     words = checkpoints.describe(checkpoints.load_vqvae())
     assert "'mine'" in words and str(tmp_path / "runs") in words
-    assert "memory" in checkpoints.describe(a_vqvae())
+    assert "memory" in checkpoints.describe(a_vqvae()) and "memory" in checkpoints.describe(None)
+
+
+@pytest.mark.parametrize(
+    "info", [{}, {"recipe": None}, {"recipe": "mine"}, {"recipe": {}, "history": None, "test": None}]
+)
+def test_a_header_need_not_state_more_than_the_configuration(tmp_path, info, capsys):
+    vqvae = a_vqvae()
+    checkpoints.save_model(tmp_path / "vqvae.safetensors", vqvae, **info)
+    save_transformer(tmp_path, vqvae, **info)
+    checkpoints.save_model(tmp_path / "judge", Classifier(ClassifierConfig(channels=1, features=4)), **info)
+    judge, pair = checkpoints.load_classifier(path=tmp_path / "judge"), load_pair(tmp_path)
+    for model in (*pair, judge):
+        assert "'unknown'" in checkpoints.describe(model)
+        command.report(model)
+    assert repr(pair) and "vqvae.safetensors" in capsys.readouterr().out
+    some = data.load_mini("test").subset(torch.arange(40))
+    rows = command.compare(
+        {"vqvae": pair.vqvae, "transformer": pair.transformer, "judge": judge}, pair.vqvae, some, some
+    )
+    assert [row[1] for row in rows[1:]] == ["nan", "nan", "nan%"]
+    figures = scorecard.score_pair(
+        pair, Unimpressed(judge, some, some), 10, {"free": (1.0, 1.0), "led": (1.0, 2.0)}, 10
+    )
+    assert set(figures["samples"]) == {"free"}
+
+
+class Unimpressed(scorecard.Referee):
+    def accuracy_score(self, images, labels):  # which would train a classifier
+        return {}
 
 
 # --- files of version 0.1 (written by files_of_0_1/make.py) ----------------------------------------------------------

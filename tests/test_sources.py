@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import re
+import time
 import urllib.error
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import forked
 
 from vqlib import data, sources
 
@@ -61,11 +63,16 @@ class Places:
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
+    return made_up(tmp_path, monkeypatch)
+
+
+def made_up(folder, monkeypatch):
     """No file anywhere, and no network."""
-    places = Places(tmp_path)
-    places.cwd.parent.mkdir()
+    places = Places(folder)
+    places.cwd.parent.mkdir(exist_ok=True)
     monkeypatch.chdir(places.cwd.parent)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("VQLIB_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setattr(sources, "SYSTEM_FOLDER", places.system)
     monkeypatch.setattr(sources, "COUNTS", {"train": 12, "test": 8})
     digests = {file: hashlib.sha256(content).hexdigest() for file, content in places.contents[FASHION].items()}
@@ -326,6 +333,29 @@ def test_a_download_is_verified_kept_and_found_again(places, monkeypatch, name):
     assert len(data.load("test", name=name)) == 8 and places.downloads == 1
 
 
+def downloading(folder, number):
+    """Download, and go on only when the other process has its files as well, so that both move them into place."""
+
+    def wait(raw):
+        (folder / f"has{number}").touch()
+        until = time.monotonic() + 60
+        while len(list(folder.glob("has?"))) < 2 and time.monotonic() < until:
+            time.sleep(0.001)
+
+    patch = pytest.MonkeyPatch()
+    online(made_up(folder, patch), patch, alter=wait)
+    assert len(data.load("train", name=KMNIST)) == 12
+
+
+def test_two_downloads_at_once_do_not_disturb_each_other(tmp_path):
+    both = [forked(downloading, tmp_path, number) for number in range(2)]
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0] and len(list(tmp_path.glob("has?"))) == 2
+    cache = tmp_path / "cache" / "vqlib" / "data"
+    assert [p.name for p in cache.iterdir()] == [KMNIST] and len(tree(cache)) == 8
+
+
 def spoil(file, content):
     return lambda raw: (raw / f"{file}.gz").write_bytes(content((raw / f"{file}.gz").read_bytes()))
 
@@ -345,7 +375,7 @@ def test_a_bad_download_never_replaces_a_good_copy(places, monkeypatch, name, al
     (raw / FILES[3]).unlink()  # so that the test split must be fetched
     before = tree(places.cache)
     online(places, monkeypatch, alter=alter)
-    with pytest.raises(RuntimeError, match="the download failed"):
+    with pytest.raises(RuntimeError, match="the download into .* failed"):
         data.load("test", mini=False, name=name)
     assert places.downloads == 1
     assert tree(places.cache) == before and [p.name for p in places.cache.iterdir()] == [name]

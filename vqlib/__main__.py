@@ -4,10 +4,10 @@ python -m vqlib generate "Ankle boot" --n 8 --temperature 0.8 --seed 0 --out boo
 """
 
 import argparse
-import sys
 
-from vqlib.checkpoints import expand
+from vqlib.commands import in_words
 from vqlib.data import CLASS_NAMES
+from vqlib.files import check_writable, expand
 from vqlib.pair import load_pair
 
 
@@ -23,16 +23,16 @@ def main(arguments=None):
     add("--top-p", type=float, default=1.0, help="keep the likeliest codes that reach this share")
     add("--guidance", type=float, default=1.0, help="above 1, each is more like its class")
     add("--seed", type=int, default=0, help="the same seed gives the same pictures (default 0)")
-    add("--run", help="folder of another pair, such as runs/original")
-    add("--out", type=expand, default="generated.png", help="default: generated.png")
+    add("--run", help="folder of another pair, or the name of a run in the runs folder, such as original")
+    add("--out", default="generated.png", help="default: generated.png")
     options = parser.parse_args(arguments)
     knobs = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "guidance", "seed")}
-    try:
+    with in_words("Stopped: no picture was written."):
+        out = expand(options.out)
+        check_writable(out)
         pair = load_pair(options.run)
-        pair.save_png(options.out, pair.generate(options.classes, options.n, **knobs), columns=options.n)
-    except (OSError, ValueError) as error:  # these say what to do
-        sys.exit(f"error: {error}")
-    print(f"{options.n * len(options.classes)} pictures in {options.out}")
+        pair.save_png(out, pair.generate(options.classes, options.n, **knobs), columns=options.n)
+        print(f"{options.n * len(options.classes)} pictures in {out}")
 
 
 if __name__ == "__main__":

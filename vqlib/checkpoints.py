@@ -17,18 +17,13 @@ import torch
 import vqlib
 from vqlib import checks
 from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.files import expand, replace_file
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
 SHIPPED = Path(__file__).parent / "weights"
-WRITABLE = "Make the folder writable, free some space, or set VQLIB_RUNS to another folder"
 RESTORE = "Restore it with `git checkout vqlib/weights`, or install the package again"
 _FAST_RUNS = None  # the temporary folder of this process, see runs_folder
-
-
-def expand(path) -> Path:
-    """The absolute path of what a reader names, with ``~`` for the home directory."""
-    return Path(os.path.expanduser(path)).absolute()
 
 
 def runs_folder() -> Path:
@@ -48,39 +43,24 @@ def runs_folder() -> Path:
     return checkout / "runs" if homeless or (checkout / "pyproject.toml").is_file() else home / ".vqlib" / "runs"
 
 
-def save(path, kind, tensors, /, **info):
-    """Write ``tensors`` (name -> tensor) and ``info`` (anything that JSON holds) to a safetensors file, all or nothing.
+def named(path) -> Path:
+    """The absolute path of what a reader names to be loaded: from where they stand, else in the runs folder.
 
-    The new file is complete and on the disk before it replaces the old one, so a save that is killed, or fails with
-    OSError, leaves that as it was.
+    So "mini" is the run of this name, wherever it is asked for.
     """
-    path = expand(path)
+    here, run = expand(path), runs_folder() / os.path.expanduser(path)
+    return run if os.path.exists(run) and not os.path.exists(here) else here
+
+
+def save(path, kind, tensors, /, **info):
+    """Write ``tensors`` (name -> tensor) and ``info`` (anything that JSON holds) to a safetensors file.
+
+    All or nothing, and with the errors, as `files.replace_file` does it.
+    """
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in sorted(tensors.items())}  # none share memory
     text = json.dumps(info, default=lambda number: number.item())  # NumPy's numbers
     header = {"kind": kind, "sha256": _digest(tensors, kind + text), "info": text}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
-            temporary = os.path.join(folder, path.name)
-            with open(temporary, "wb") as file:
-                file.write(safetensors.torch.save(tensors, header))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except OSError as error:
-        raise type(error)(f"cannot save {path}: {error}. What stood there before is untouched. {WRITABLE}") from error
-
-
-def check_writable(path):
-    """Raise OSError, with the remedy, if `save` could not write there: better before an hour of training than after."""
-    path = expand(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Name a file, such as {path / 'model.safetensors'}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise type(error)(f"cannot write into {path.parent}: {error}. {WRITABLE}") from error
+    replace_file(path, safetensors.torch.save(tensors, header))
 
 
 def read(path, kind):
@@ -111,8 +91,10 @@ def _remedy(path):
     old = Path(*("ancestor" if part == "original" else part for part in path.parts))
     if old != path and old.exists():
         return f"Version 0.1 called this run {old}, which is there: name that"
-    first = "Delete it and train again" if path.is_file() else "Check the path, or train first"
-    return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True)"
+    first = "Give another path; or move it away and train again" if path.is_file() else "Check the path, or train first"
+    runs = {str(file.parent.relative_to(runs_folder())) for file in runs_folder().rglob("vqvae.safetensors")} - {"."}
+    there = f". The runs in {runs_folder()}, which can be named so: {', '.join(sorted(runs))}" if runs else ""
+    return f"{first} (`python -m vqlib.training --help`), or load the shipped weights (shipped=True){there}"
 
 
 def _digest(tensors, text=""):
@@ -132,12 +114,19 @@ def save_model(path, model, /, dtype=None, **info):
     """Save a `VQVAE`, `Transformer` or `Classifier` with what a reader may want to know of it (recipe, history…).
 
     dtype: store floating-point tensors in this type, e.g. torch.float16 for half the size.
-    Raises ValueError for what `load_model` would refuse: no configuration, or weights that are not finite.
+    Raises ValueError for what `load_model` would refuse: no configuration, tensors of another form, or not finite.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps it
+    while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
+        model = inner  # torch.compile wraps it, as do DataParallel and AveragedModel
     if not dataclasses.is_dataclass(getattr(model, "config", None)):
         raise ValueError(f"model must have a config, as a VQVAE has; got {checks.describe(model)}")
-    tensors = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in model.state_dict().items()}
+    state = model.state_dict()
+    try:
+        _check_fit(type(model), model.config, state)
+    except Exception as error:  # whatever the tensors of a changed model raise
+        remedy = "Save it before it is quantized, pruned, parametrized or compiled in part"
+        raise ValueError(f"a model with these tensors could not be loaded again ({error}). {remedy}") from error
+    tensors = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in state.items()}
     _check_finite(tensors)
     info |= {"format": 2, "config": dataclasses.asdict(model.config)}
     info.pop("path", None)  # a model's own info says where it was loaded from
@@ -147,25 +136,32 @@ def save_model(path, model, /, dtype=None, **info):
 def load_model(path, cls, config_cls, device="cpu", vqvae=None):
     """Load a model that `save_model` wrote, in eval mode and float32, with the header in ``model.info``.
 
-    vqvae: for a Transformer, the tokenizer it should fit. Only files of version 0.1 need it, see `_upgrade`.
+    path: as in `named`. vqvae: for a Transformer, the tokenizer it should fit, for `_upgrade`.
     Raises what `read` does, and ValueError if the weights are not finite or don't fit the configuration stated.
     """
-    path = expand(path)
+    path = named(path)
     tensors, info = read(path, cls.__name__)
     try:
         info = _upgrade(info, vqvae)
         config = config_cls(**info["config"])
-        if max(info["config"].get(name, 0) for name in ("n_layers", "residual_blocks")) > len(tensors):
-            raise ValueError("it states more layers than there are tensors")
-        with torch.device("meta"):  # a try that allocates nothing: do names and shapes fit?
-            cls(config).load_state_dict(tensors, assign=True)
+        _check_fit(cls, config, tensors)
         _check_finite(tensors)
-        model = cls(config).float()  # whatever the default dtype is
+        with torch.device("cpu"):  # whatever the default device is, and the default dtype
+            model = cls(config).float()
         model.load_state_dict(tensors)
     except Exception as error:  # whatever a configuration that fits no model raises
         raise ValueError(f"{path} does not fit its configuration ({error}). {_remedy(path)}") from error
-    model.info = {**info, "path": str(path)}
+    odd = [name for name in ("recipe", "history", "test") if not isinstance(info.get(name), dict)]  # of a file by hand
+    model.info = {name: value for name, value in info.items() if name not in odd} | {"path": str(path)}
     return model.eval().to(device)
+
+
+def _check_fit(cls, config, tensors):
+    """Raise an error unless these are, by name and shape, the tensors of such a model. It allocates nothing."""
+    if max(getattr(config, name, 0) for name in ("n_layers", "residual_blocks")) > len(tensors):
+        raise ValueError("it states more layers than there are tensors")
+    with torch.device("meta"):
+        cls(config).load_state_dict(tensors, assign=True)
 
 
 def _upgrade(info, vqvae=None):
@@ -196,7 +192,7 @@ def load_vqvae(path=None, *, shipped=False, device="cpu") -> VQVAE:
 
     In eval mode; ``vqvae.info["path"]`` says which file it came from. Raises what `load_model` does.
     """
-    return load_model(path or _choose("vqvae", shipped), VQVAE, VQVAEConfig, device)
+    return load_model(path or find("vqvae", shipped), VQVAE, VQVAEConfig, device)
 
 
 def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> Transformer:
@@ -207,7 +203,7 @@ def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> T
     """
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))
-    transformer = load_model(path or _choose("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
+    transformer = load_model(path or find("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
     ids = tokenizer_id(tokenizer), tokenizer_id(tokenizer, parts="")  # the second: of version 0.1
     if transformer.info.get("tokenizer") not in ids:
         at, it = getattr(tokenizer, "info", {}).get("path", "the VQ-VAE given"), transformer.info["path"]
@@ -219,12 +215,13 @@ def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> T
 def load_classifier(name="judge", path=None, *, shipped=False, device="cpu") -> Classifier:
     """A classifier: the "judge", which measures, or the "critic", which chooses. Looked for as in `load_vqvae`."""
     checks.check_choice("name", name, ("judge", "critic"))
-    return load_model(path or _choose(name, shipped), Classifier, ClassifierConfig, device)
+    return load_model(path or find(name, shipped), Classifier, ClassifierConfig, device)
 
 
-def _choose(name, shipped):
+def find(name, shipped=False):
+    """The file from which these weights are loaded: the reader's own if there is one, else what is shipped."""
     own = runs_folder() / f"{name}.safetensors"
-    return own if own.is_file() and not shipped else SHIPPED / f"{name}.safetensors"
+    return own if os.path.isfile(own) and not shipped else SHIPPED / f"{name}.safetensors"
 
 
 def describe(model) -> str:

@@ -15,7 +15,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from vqlib import checkpoints, data, evaluation, records, sources, training
+from vqlib import checkpoints, commands, data, evaluation, files, records, training
 from vqlib.baselines import Histogram
 from vqlib.classifier import accuracy, classify
 from vqlib.pair import Pair, load_pair, seeded
@@ -27,6 +27,7 @@ KNOBS = {"T = 1": (1.0, 1.0), "T = 0.8": (0.8, 1.0)}  # name: (temperature, guid
 KNOBS |= {f"T = 0.8, guidance {GUIDANCE:g}": (0.8, GUIDANCE), f"T = 1, guidance {MILD:g}": (1.0, MILD)}
 CHART = [(T, 1.0) for T in (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)]
 CHART += [(0.8, w) for w in (1.5, 2.0, 3.0, 5.0)] + [(1.0, w) for w in (1.5, 2.0)]
+STOPPED = "Stopped: nothing was written."
 
 
 def balanced(dataset, n, shuffled=False):
@@ -57,17 +58,21 @@ class Referee:
 
         images: (N, 1, 28, 28) float in [-1, 1]. labels: (N,) int64, what they should show.
         """
+        return self.quality(images, labels) | self.nearness(images)
+
+    def quality(self, images, labels):
         log_probs, features = classify(self.judge, images)
-        _, nearest = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
         return {
             "pictures": len(images),
             "fid": evaluation.frechet_distance(features, self.features),
             "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
             "agreement_by_class": [round(x, 4) for x in evaluation.agreement(log_probs, labels).tolist()],
             "coverage": evaluation.coverage(self.features[: len(images)], features),
-            "nearest_mean": nearest.mean().item(),
-            "nearest_least": nearest.min().item(),
         }
+
+    def nearness(self, images):
+        _, nearest = evaluation.nearest_neighbours(images[:1000], self.train.pixels)
+        return {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
 
     def accuracy_score(self, images, labels):
         """The accuracy on the test pictures of a classifier trained on these pictures alone (arXiv 1905.10887)."""
@@ -77,13 +82,10 @@ class Referee:
 
     def references(self):
         """As many real training pictures as there are test pictures, measured as if they were samples."""
-        real, unseen = balanced(self.train, len(self.test), shuffled=True), data.to_images(self.test.pixels[:1000])
+        real, unseen = balanced(self.train, len(self.test), shuffled=True), data.to_images(self.test.pixels)
         given = data.to_images(real.pixels), real.labels
-        figures = (
-            self.measure(*given) | self.accuracy_score(*given) | {"judge_accuracy": accuracy(self.judge, self.test)}
-        )
-        _, nearest = evaluation.nearest_neighbours(unseen, self.train.pixels)  # a training picture would be its own
-        return figures | {"nearest_mean": nearest.mean().item(), "nearest_least": nearest.min().item()}
+        figures = self.quality(*given) | self.nearness(unseen)  # a training picture would be its own nearest
+        return figures | self.accuracy_score(*given) | {"judge_accuracy": accuracy(self.judge, self.test)}
 
 
 def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
@@ -129,14 +131,14 @@ def chart(pair: Pair, judge, train, n=2000, points=CHART):
     """Agreement against coverage over temperature and guidance, held against n training pictures: a list of dicts."""
     referee, rows = Referee(judge, train, balanced(train, n)), []
     for temperature, guidance in points:
-        figures = referee.measure(*draw(pair, n, temperature, guidance, seed=1))
+        figures = referee.quality(*draw(pair, n, temperature, guidance, seed=1))
         kept = {name: figures[name] for name in ("agreement", "coverage", "fid")}
         rows.append({"temperature": temperature, "guidance": guidance, **kept})
     return rows
 
 
-def table(card):
-    """The card as Markdown: ten rows, and a column per generator."""
+def rows(card):
+    """Ten rows of cells below their head, and a column per generator."""
 
     def cell(figures, keys, form):
         for key in keys:
@@ -146,7 +148,7 @@ def table(card):
     fid, share, score = "{:.2f}", "{:.1%}", "classification_accuracy_score"
     free, cool, guided, _ = (("samples", knob) for knob in KNOBS)
     columns, real = card["generators"], card["real pictures"]
-    rows = [  # name, what stands under "real", which figure of a generator, its format
+    figures_of = [  # name, what stands under "real", which figure of a generator, its format
         ("MSE, pixels in [0, 1]", "0", ("tokenizer", "mse"), "{:.5f}"),
         (f"perplexity of the codes, of {card['num_codes']}", "–", ("tokenizer", "perplexity"), "{:.1f}"),
         ("FID ¹ of reconstructions", cell(real, ["fid"], fid), ("reconstructions", "fid"), fid),
@@ -158,18 +160,24 @@ def table(card):
         ("coverage, T = 1", cell(real, ["coverage"], share), (*free, "coverage"), share),
         ("classification accuracy score, T = 1", cell(real, [score], share), (*free, score), share),
     ]
-    lines = [[f"test set, {card['samples']:,} pictures", "real", *columns], ["---"] * (len(columns) + 2)]
-    for name, first, keys, form in rows:
+    lines = [[f"test set, {card['samples']:,} pictures", "real", *columns]]
+    for name, first, keys, form in figures_of:
         lines.append([name, first, *(cell(figures, keys, form) for figures in columns.values())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
+
+
+def table(card):
+    """The card as Markdown."""
+    head, *lines = rows(card)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(prog="python -m vqlib.scorecard", description=__doc__.splitlines()[0])
-    add, path = parser.add_argument, {"type": checkpoints.expand, "metavar": "PATH"}  # second names: version 0.1's
-    add("--run", **path, help="folder of the pair to score; default: your own, or the shipped one")
-    add("--original-run", "--ancestor-run", **path, help="folder of a run of the original recipe, to score beside it")
-    add("--out", **path, help="default: scorecard.json with the run")
+    add, run = parser.add_argument, {"type": checkpoints.named, "metavar": "RUN"}  # second names: version 0.1's
+    add("--run", **run, help="folder of the pair to score, or its name in the runs folder; default: yours, or shipped")
+    add("--original-run", "--ancestor-run", **run, help="a run of the original recipe, to score beside it")
+    add("--out", type=files.expand, metavar="PATH", help="default: scorecard.json with the run")
     add("--mini", "--sample", action="store_true", help="a quick look: the mini set, into scorecard-mini.json")
     options = parser.parse_args(arguments)
     name = "scorecard-mini.json" if options.mini else "scorecard.json"
@@ -180,36 +188,37 @@ def parse(arguments):
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
-    train, test = (data.load(split, mini=options.mini) for split in ("train", "test"))
-    n, few, pair = len(test), len(test) // 5, load_pair(options.run)
+    with commands.in_words(STOPPED, RuntimeError):
+        train, test = (data.load(split, mini=options.mini) for split in ("train", "test"))
+    pair = load_pair(options.run)
     print(f"ours: {checkpoints.describe(pair.vqvae)}; {checkpoints.describe(pair.transformer)}")
-    checkpoints.check_writable(options.out)
     original = options.original_run and load_pair(options.original_run)
-    judge, began = checkpoints.load_classifier("judge"), time.perf_counter()
+    with files.only_writer(options.out):
+        card = {"command": shlex.join(["python", "-m", "vqlib.scorecard", *arguments])}
+        card |= score(pair, original, train, test, options.mini)
+        print(commands.aligned(rows(card)))
+        print("¹ On the judge's features: comparable within this table only. ² Not comparable between tokenizers.")
+        files.replace_file(options.out, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
+    print(f"all figures: {options.out}")
+
+
+def score(pair, original, train, test, mini):
+    """The whole card, but for the command that asked for it. original: None, or a pair of the original recipe."""
+    n, few, judge, began = len(test), len(test) // 5, checkpoints.load_classifier("judge"), time.perf_counter()
     referee = Referee(judge, train, test, progress=True)
-    card = {"command": shlex.join(["python", "-m", "vqlib.scorecard", *arguments])}
-    card |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    card = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     card |= {"tokenizer": checkpoints.tokenizer_id(pair.vqvae), "num_codes": pair.vqvae.config.num_codes}
     card |= {"samples": n, "seed": 0, "real pictures": referee.references()}
     columns = card["generators"] = {"ours": score_pair(pair, referee, n, bayes=few)}
     if original:
         columns["original recipe"] = score_pair(original, referee, n, bayes=few)
-    elif not options.mini:  # its weights are not kept, but its figures over all 10,000 test pictures are
+    elif not mini:  # its weights are not kept, but its figures over all 10,000 test pictures are
         kept = records.load_original_record()
         columns["original recipe"] = {"tokenizer": kept["vqvae"]["test"], "likelihood": kept["transformer"]["test"]}
     columns |= score_naive(pair.vqvae, referee, n)
-    card["chart"] = chart(pair, judge, train, few)
-    card["seconds"] = round(time.perf_counter() - began)
-    options.out.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(card))
-    print("¹ On the judge's features: comparable within this table only. ² Not comparable between tokenizers.")
-    print(f"all figures: {options.out}")
+    return card | {"chart": chart(pair, judge, train, few), "seconds": round(time.perf_counter() - began)}
 
 
 if __name__ == "__main__":
-    try:
+    with commands.in_words(STOPPED):
         main()
-    except KeyboardInterrupt:
-        sys.exit("stopped: nothing was written")
-    except (OSError, RuntimeError, ValueError) as error:  # these say what to do
-        sys.exit(f"error: {error}".replace(sources.OR_MINI, "Or use the embedded mini set: --mini."))

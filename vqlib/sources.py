@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vqlib.files import expand
+
 NAMES = ("FashionMNIST", "MNIST", "KMNIST")
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
 OR_MINI = "Or use the embedded mini set: data.load(..., mini=True)."  # command lines put their own flag here
@@ -33,16 +35,16 @@ FILES = {"train": list(SHA256)[:2], "test": list(SHA256)[2:]}  # images, then la
 def download_folder():
     """Where downloads are kept, whatever the working directory; None if this user has no home directory."""
     cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return None if cache.startswith("~") else Path(cache, "vqlib", "data")
+    return None if cache.startswith("~") else Path(cache, "vqlib", "data").absolute()
 
 
 def load(name, split, folder=None, download=True):
     """Read a split as `read` does, from the first place that has its files. `vqlib.data` lists places and errors."""
     fashion, named = name == NAMES[0], folder or os.environ.get("VQLIB_DATA")
-    places = filter(None, [Path("data"), download_folder(), SYSTEM_FOLDER])
+    places = filter(None, [expand("data"), download_folder(), SYSTEM_FOLDER])
     if not fashion:  # files that lie loose in one of these are taken for Fashion-MNIST's
         places = [place / name / "raw" for place in places]
-    for place in [os.path.expanduser(named)] if named else places:
+    for place in [expand(named)] if named else places:
         if paths := find(name, place, split):
             return read(paths, name, split)
     or_mini = f" {OR_MINI}" * fashion
@@ -56,7 +58,8 @@ def load(name, split, folder=None, download=True):
         try:
             return read(find(name, fetch(name), split), name, split)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = f"the download failed ({type(error).__name__}: {error})"
+            where = f" into {download_folder()}, which XDG_CACHE_HOME moves," if download_folder() else ""
+            reason = f"the download{where} failed ({type(error).__name__}: {error})"
     package = "on Debian and Ubuntu `apt-get install dataset-fashion-mnist`; or " * fashion
     remedy = f"{package}set VQLIB_DATA to a folder with {', '.join(SHA256)}, plain or .gz.{or_mini}"
     raise RuntimeError(f"No copy of {name} was found, and {reason}. Connect to the internet (30 MB); or {remedy}")

@@ -1,5 +1,6 @@
 """Which hardware to train on, and in which precision."""
 
+import contextlib
 import functools
 import warnings
 
@@ -28,7 +29,7 @@ def pick_device() -> str:
 
 def results_on(device):
     """Loss, samples and gradients of small models of both stages: (N,) float32 on the CPU, to compare devices by."""
-    with own_randomness("cpu"):
+    with own_state("cpu"):
         torch.manual_seed(0)
         vqvae = VQVAE(VQVAEConfig(channels=8)).to(device)
         transformer = Transformer(TransformerConfig(d_model=32, n_layers=2, qk_norm=True)).to(device).eval()
@@ -50,6 +51,17 @@ def has_bf16(device) -> bool:
     return kind == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
-def own_randomness(device):
-    """Within it torch's global generators may be seeded; afterwards they are as the reader left them."""
-    return torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else [])
+@contextlib.contextmanager
+def own_state(device):
+    """Within it torch's global generators may be seeded, and float32, the CPU and gradients are its defaults.
+
+    Afterwards all of that is as the reader left it: neither disturbs the other.
+    """
+    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if elsewhere else contextlib.nullcontext(), torch.inference_mode(False):
+            with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+                yield
+    finally:
+        torch.set_default_dtype(dtype)

@@ -37,7 +37,8 @@ class Batch(NamedTuple):
 
     def happens(self, probability):
         """For each example of this process, draw True with this probability: (b,) bool, on the CPU."""
-        drawn = torch.rand(len(self.index), generator=self.generator)  # for the whole batch, however it is divided
+        # For the whole batch, however it is divided.
+        drawn = torch.rand(len(self.index), generator=self.generator, dtype=torch.float32, device="cpu")
         return drawn[self.mine] < probability
 
 
@@ -107,7 +108,7 @@ def draw_batch(stage, step, epoch, at):
 @functools.lru_cache(maxsize=1)
 def epoch_order(size, seed):
     """The order in which one epoch goes through the data: (size,) int64. Kept, since each of its steps asks for it."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def seed_step(seed, step):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import signal
 import threading
@@ -10,7 +11,7 @@ import time
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from vqlib import checkpoints
+from vqlib import checkpoints, files
 from vqlib.training import devices, distributed
 
 
@@ -38,7 +39,8 @@ class Run:
         for total in self.stage.totals.values():
             total.zero_()
         self.history["steps"].append({"step": self.step, **figures})
-        self.bar.set_postfix({name: f"{figure:.4g}" for name, figure in figures.items()})
+        shown = itertools.islice(figures.items(), 2)  # more would leave no room for the bar in a terminal
+        self.bar.set_postfix({name: f"{figure:.4g}" for name, figure in shown})
 
     def save(self):
         """Write a checkpoint, if the run has a path; if anything in it is not finite, the last good one stays."""
@@ -64,8 +66,9 @@ class Run:
         tensors, info = checkpoints.read(self.checkpoint, "training state")
         weights, states = {}, [{} for _ in self.optimizers]
         try:
-            if differs := [key for key, value in self.identity.items() if info["identity"][key] != value]:
-                raise ValueError(f"different {' and '.join(differs)}")
+            for key, value in self.identity.items():
+                if info["identity"][key] != value:
+                    raise ValueError(f"{key}: {_difference(info['identity'][key], value)}")
             for name, tensor in tensors.items():
                 match name.split("."):
                     case ["totals", total]:  # over all processes: it goes on in the first, and in the others from 0
@@ -79,9 +82,20 @@ class Run:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             self.step = self.saved = int(info["step"])
             self.history |= info["history"]
-        except Exception as error:  # whatever a file made by hand raises
-            remedy = "Delete it to start afresh, or set VQLIB_RUNS to another folder to keep both"
-            raise ValueError(f"{self.checkpoint} is the checkpoint of another run ({error}). {remedy}") from error
+        except Exception as error:  # whatever a file of another version, or made by hand, raises
+            why = f"only one of them has {error}" if isinstance(error, KeyError) else error
+            words = f"{self.checkpoint} is the checkpoint of a run of another recipe, data or version ({why})"
+            remedy = "Move it away to start afresh, or set VQLIB_RUNS to another folder to keep both"
+            raise ValueError(f"{words}. {remedy}") from error
+
+
+def _difference(there, here, path=""):
+    """The first thing in which two descriptions of a run differ, in words."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in {**there, **here}:
+            if there.get(key) != here.get(key):
+                return _difference(there.get(key), here.get(key), f"{path}{key} ")
+    return f"{path}{there!r} there, {here!r} here"
 
 
 @contextlib.contextmanager
@@ -92,9 +106,9 @@ def run(stage, optimizers, path, data_id, steps, progress):
         words = f"the last batch of an epoch has {least} of {stage.size} examples, too few for {processes} processes"
         raise ValueError(f"{words}: start fewer of them")
     if path:
-        checkpoints.check_writable(path)
+        files.check_writable(path)
     now = Run(stage, optimizers, path, data_id)
-    with devices.own_randomness(stage.device), ctrl_c_waits(now):
+    with only_run(path), devices.own_state(stage.device), ctrl_c_waits(now):
         if now.checkpoint and now.checkpoint.is_file():
             now.load()
             if progress:
@@ -113,8 +127,9 @@ def run(stage, optimizers, path, data_id, steps, progress):
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             kept = f"{now.checkpoint} is of step {now.saved}: the same command goes on from there."
-            distributed.say(f"Stopped at step {now.step}. {kept if now.saved else 'No checkpoint was written.'}")
-            raise
+            words = f"Stopped at step {now.step}. {kept if now.saved else 'No checkpoint was written.'}"
+            distributed.say(words)
+            raise KeyboardInterrupt(words) from None
         except (RuntimeError, MemoryError) as error:  # PyTorch's own errors of this kind are RuntimeErrors
             if isinstance(error, RuntimeError) and not re.search("(out of|allocate|enough) memory", str(error)):
                 raise
@@ -146,8 +161,17 @@ def ctrl_c_waits(now):
             signal.signal(signal.SIGINT, usual)
 
 
+def only_run(path):
+    """A block in which no other process trains into ``path``: whoever comes second is refused. It may be nested.
+
+    With several processes the first one stands for all. A finished run in a folder that can only be read needs none.
+    """
+    read_only = path and os.path.isfile(path) and not os.access(files.expand(path).parent, os.W_OK)
+    return contextlib.nullcontext() if not path or read_only or distributed.rank() > 0 else files.only_writer(path)
+
+
 def checkpoint_of(path):
-    return checkpoints.expand(path).with_suffix(".resume.safetensors")
+    return files.expand(path).with_suffix(".resume.safetensors")
 
 
 def save_result(path, model, dtype):

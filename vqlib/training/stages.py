@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vqlib import checkpoints, data, evaluation
+from vqlib import checkpoints, data, evaluation, files
 from vqlib.checks import check_kinds, check_whole
 from vqlib.classifier import Classifier, accuracy
 from vqlib.tokens import encode_pixels, perplexity
@@ -32,7 +32,7 @@ class Stage:
         self.modules = torch.nn.ModuleDict({"model": model})  # what is trained; an adversarial stage adds to it
         self.parallel = self.modules  # until `fit` wraps them, if several processes train together
         self.bf16 = recipe.mixed_precision and devices.has_bf16(device)
-        self.totals = {name: torch.zeros((), device=device) for name in ("pictures", *totals)}
+        self.totals = {name: torch.zeros((), dtype=torch.float32, device=device) for name in ("pictures", *totals)}
 
     def forward(self, *inputs, module="model"):
         """What one of the modules makes of its inputs, in bf16 where the recipe and the hardware have it."""
@@ -207,7 +207,13 @@ def _train(stage_class, recipe, datasets, path, device, progress, vqvae=None):
         if dataset is not None or name == "train":
             check_kinds(**{name: (dataset, data.Dataset)})
             check_whole(f"the number of pictures in {name}", len(dataset), 1)
-    train, device, path = datasets[0], device or devices.pick_device(), path and checkpoints.expand(path)
+    device, path = device or devices.pick_device(), path and files.expand(path)
+    with devices.own_state(device), resume.only_run(path):
+        return _train_alone(stage_class, recipe, datasets, path, device, progress, vqvae)
+
+
+def _train_alone(stage_class, recipe, datasets, path, device, progress, vqvae):
+    train = datasets[0]
     info = {"recipe": recipe.as_json(), "data": f"{len(train)} pictures, SHA-256 {data.fingerprint(train)[:16]}"}
     if vqvae is not None:
         info["tokenizer"] = checkpoints.tokenizer_id(vqvae)
@@ -218,13 +224,14 @@ def _train(stage_class, recipe, datasets, path, device, progress, vqvae=None):
             resume.checkpoint_of(path).unlink(missing_ok=True)  # stays behind if a run is killed at its very end
             distributed.say(f"{path} is a finished run of this recipe on this data. Move it away to train again.")
             return model
+    if path:
+        files.check_writable(path)
     if vqvae is not None:
         vqvae, shown = vqvae.to(device), progress and distributed.rank() == 0
         datasets = [d and (encode_pixels(vqvae, d.pixels, progress=shown), d.labels) for d in datasets]
     train, validation, test = datasets
-    with devices.own_randomness(device):
-        torch.manual_seed(recipe.seed)
-        stage = stage_class(recipe, train, device)
+    torch.manual_seed(recipe.seed)
+    stage = stage_class(recipe, train, device)
     info["history"] = loop.fit(stage, validation, path, info["data"], progress)
     model = stage.model.to(memory_format=torch.contiguous_format)
     if stage.dtype:
