@@ -18,6 +18,7 @@ import torch
 from conftest import (
     CLASSIFIER_TINY,
     EMA_TINY,
+    STEPS,
     TINY,
     TRANSFORMER_TINY,
     VQVAE_TINY,
@@ -28,8 +29,9 @@ from conftest import (
     without_seconds,
 )
 
-from vqlib import checkpoints, sampling
-from vqlib.training import VQVAEStage, devices, loop, train_transformer
+import vqlib.__main__ as generate
+from vqlib import checkpoints, commands, data, sampling
+from vqlib.training import VQVAEStage, devices, loop, resume, stages, train_transformer
 from vqlib.training import __main__ as command
 from vqlib.transformer import RMSNorm, Transformer, TransformerConfig
 from vqlib.vqvae import VQVAEConfig
@@ -112,6 +114,80 @@ def test_a_second_ctrl_c_breaks_the_step_off(some, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def pressed(function, after=False):
+    """The function, with Ctrl-C pressed before or after its first call."""
+    calls = []
+
+    def pressing(*arguments, **options):
+        calls.append(1)
+        result = function(*arguments, **options) if after else None
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return result if after else function(*arguments, **options)
+
+    return pressing
+
+
+@pytest.mark.parametrize(
+    "owner, name, after, kept",
+    [
+        (data, "load", False, None),  # of pictures
+        (checkpoints, "load_vqvae", False, ["vqvae.safetensors"]),  # of weights, between the stages
+        (command, "report", True, ["vqvae.safetensors"]),
+        (stages, "encode_pixels", False, ["vqvae.safetensors"]),
+        (stages.VQVAEStage, "evaluate", False, ["vqvae.resume.safetensors"]),  # of the test set, after the last step
+        (resume, "save_result", False, ["vqvae.resume.safetensors"]),
+        (command, "compare", False, ["transformer.safetensors", "vqvae.safetensors"]),
+    ],
+)
+def test_ctrl_c_outside_the_steps_ends_in_words_too_and_what_was_finished_is_saved(
+    monkeypatch, tmp_path, capsys, owner, name, after, kept
+):
+    recipes = [dataclasses.replace(recipe, epochs=1, batch_size=500) for recipe in (EMA_TINY, TRANSFORMER_TINY)]
+    monkeypatch.setattr(command.recipes, "RECIPES", {"best": recipes})
+
+    def train():
+        with commands.in_words(command.STOPPED):
+            command.main(["all", "--mini", "--device", "cpu"])
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(owner, name, pressed(getattr(owner, name), after))
+        train()
+    assert ended.value.code == 130 and capsys.readouterr().err.endswith(f"\n{command.STOPPED}\n")
+    folder = tmp_path / "runs" / "mini"
+    assert not folder.exists() if kept is None else sorted(os.listdir(folder)) == kept
+    train()
+    assert sorted(os.listdir(folder)) == ["transformer.safetensors", "vqvae.safetensors"]
+
+
+def test_ctrl_c_says_once_where_a_run_stopped(monkeypatch, capsys):
+    stop_at(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as ended, commands.in_words(command.STOPPED):
+        command.main(["vqvae", "--mini", "--device", "cpu", "--batch-size", "100"])
+    said = capsys.readouterr()
+    assert ended.value.code == 130 and "Stopped at step 2" in said.out and "Stopped" not in said.err
+
+
+@pytest.mark.parametrize("name", ["load_pair", "check_writable"])
+def test_ctrl_c_while_generating_leaves_no_picture(monkeypatch, tmp_path, capsys, name):
+    monkeypatch.setattr(generate, name, pressed(getattr(generate, name)))
+    with pytest.raises(SystemExit) as ended:
+        generate.main(["generate", "Bag", "--out", str(tmp_path / "bag.png")])
+    assert ended.value.code == 130 and "no picture" in capsys.readouterr().err and os.listdir(tmp_path) == []
+
+
+@posix
+def test_ctrl_c_ends_the_scorecard_in_words(tmp_path):
+    """The real command, as soon as it has begun to measure."""
+    arguments = [sys.executable, "-u", "-m", "vqlib.scorecard", "--mini"]
+    process = subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith("ours:")
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "topped" in said + errors and "Traceback" not in errors
+    assert not (tmp_path / "runs").exists() or os.listdir(tmp_path / "runs") == []
+
+
 # --- full disks, short memory ----------------------------------------------------------------------------------------
 
 
@@ -124,6 +200,33 @@ def test_a_disk_that_is_full_in_the_middle_of_a_save_loses_nothing(some, tmp_pat
     assert os.listdir(tmp_path) == ["m.resume.safetensors"]  # no half-written file stays
     assert checkpoints.read(tmp_path / "m.resume.safetensors", "training state")[1]["step"] == 4
     assert same_weights(run(EMA_TINY, some, path), run(EMA_TINY, some))
+
+
+@posix
+def test_a_disk_that_is_full_when_the_result_is_saved_loses_nothing(some, tmp_path, tmp_path_factory):
+    path, said = tmp_path / "m.safetensors", tmp_path_factory.mktemp("said") / "error.txt"
+    run(VQVAE_TINY, some, path)
+    before = path.read_bytes()
+    process = forked(killed_worker.on_a_full_disk, EMA_TINY, path, torch.get_num_threads(), said, 7)
+    process.join(60)
+    assert os.strerror(errno.EFBIG) in said.read_text() and str(tmp_path) in said.read_text()
+    assert sorted(os.listdir(tmp_path)) == ["m.resume.safetensors", "m.safetensors"] and path.read_bytes() == before
+    assert checkpoints.read(tmp_path / "m.resume.safetensors", "training state")[1]["step"] == STEPS
+    assert same_weights(run(EMA_TINY, some, path), run(EMA_TINY, some))
+    assert (tmp_path / "m.1.safetensors").read_bytes() == before
+
+
+@proc
+def test_a_checkpoint_is_not_mapped_by_the_run_that_goes_on_from_it(some, tmp_path, monkeypatch):
+    """Windows refuses to replace a file that is."""
+    path, maps = tmp_path / "m.safetensors", []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        run(EMA_TINY, some, path)
+    stop_at(monkeypatch, 4, lambda: maps.append(Path("/proc/self/maps").read_text()))
+    finished = run(EMA_TINY, some, path), run(EMA_TINY, some, path)
+    maps.append(Path("/proc/self/maps").read_text())
+    assert len(maps) == 2 and not [text for text in maps if str(tmp_path) in text] and same_weights(*finished)
 
 
 @proc

@@ -11,6 +11,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import conftest
 import killed_worker
 import pytest
 import torch
@@ -23,18 +24,20 @@ from conftest import (
     TINY,
     TRANSFORMER_TINY,
     VQVAE_TINY,
+    defaults,
     forked,
     lively_transformer,
     run,
     same_weights,
     stop_at,
     tokenizer,
+    visible,
     without_seconds,
 )
 from torch import nn
 
 import vqlib
-from vqlib import checkpoints, data, evaluation, sampling, training
+from vqlib import baselines, checkpoints, data, evaluation, sampling, training
 from vqlib.tokens import encode_pixels
 from vqlib.training import (
     Batch,
@@ -410,7 +413,7 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_does(some, tmp_path, ofte
     path = tmp_path / "m.safetensors"
     killed = forked(killed_worker.killed_at_step, EMA_TINY, path, torch.get_num_threads(), 10)
     killed.join(60)
-    assert killed.exitcode == -signal.SIGKILL and os.listdir(tmp_path) == ["m.resume.safetensors"]
+    assert killed.exitcode == -signal.SIGKILL and visible(tmp_path) == ["m.resume.safetensors"]
     assert checkpoints.read(tmp_path / "m.resume.safetensors", "training state")[1]["step"] == 8
     resumed, whole = run(EMA_TINY, some, path), run(EMA_TINY, some)
     assert same_weights(resumed, whole) and without_seconds(resumed) == without_seconds(whole)
@@ -433,13 +436,18 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_and_kept(some, 
     interrupted(VQVAE_TINY, some, path, 5)
     before = resume.read_bytes()
     for change, n, differs in (
-        ({"learning_rate": 2e-3}, 90, "recipe"),
-        ({"model": VQVAEConfig(channels=4)}, 90, "recipe"),
+        ({"learning_rate": 2e-3}, 90, "recipe: learning_rate 0.001 there, 0.002 here"),
+        ({"model": VQVAEConfig(channels=4)}, 90, "recipe: model channels 8 there, 4 here"),
         ({}, 80, "data"),
     ):
-        with pytest.raises(ValueError, match=rf"m.resume.safetensors.*{differs}.*VQLIB_RUNS"):
+        with pytest.raises(ValueError, match=rf"m.resume.safetensors.*{differs}.*Move it away.*VQLIB_RUNS"):
             run(dataclasses.replace(VQVAE_TINY, **change), some.subset(torch.arange(n)), path)
         assert resume.read_bytes() == before
+    tensors, info = checkpoints.read(resume, "training state")
+    tensors["totals.right"] = tensors.pop("totals.mse")  # as version 0.1 called the accuracy
+    checkpoints.save(resume, "training state", tensors, **info)
+    with pytest.raises(ValueError, match="m.resume.safetensors.*version.*only one of them has 'right'.*Move it away"):
+        run(VQVAE_TINY, some, path)
     resume.write_bytes(before[:-50])
     with pytest.raises(ValueError, match="m.resume.safetensors.*damaged"):
         run(VQVAE_TINY, some, path)
@@ -475,6 +483,36 @@ def test_a_transformer_of_another_tokenizer_is_trained_again(some, tmp_path):
     second = train_transformer(TRANSFORMER_TINY, other, some, path=path, progress=False)
     assert not same_weights(first, second) and (tmp_path / "transformer.1.safetensors").is_file()
     assert checkpoints.load_transformer(path, vqvae=other).info["tokenizer"] == checkpoints.tokenizer_id(other)
+
+
+# --- what a reader has set for all of PyTorch -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("default", [torch.float64, "meta", None])
+@pytest.mark.parametrize("name", TINY)
+def test_the_readers_defaults_change_nothing(some, tmp_path, often, monkeypatch, name, default):
+    """Another default dtype, another default device, or gradients turned off: to the same bits, resumed too."""
+    validation, path, vqvae = some.subset(torch.arange(20)), tmp_path / "m.safetensors", tokenizer()
+    monkeypatch.setattr(conftest, "tokenizer", lambda: vqvae)
+    usual = run(TINY[name], some, validation=validation)
+    with defaults(default) if default else torch.no_grad():
+        before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+        interrupted(TINY[name], some, path, 7, validation=validation)
+        model = run(TINY[name], some, path, validation=validation)
+        assert (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()) == before
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and same_weights(model, usual)
+    assert without_seconds(model) == without_seconds(usual)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_stage_can_be_trained_with_deterministic_algorithms(some, tmp_path, often, name):
+    torch.use_deterministic_algorithms(True)
+    try:
+        interrupted(TINY[name], some, tmp_path / "m.safetensors", 7)
+        model = run(TINY[name], some, tmp_path / "m.safetensors", test=some)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same_weights(model, run(TINY[name], some)) and model.info["test"]
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------
@@ -551,7 +589,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(some
     monkeypatch.setattr(VQVAEStage, "loss", None)
     with pytest.raises(OSError, match="file.*VQLIB_RUNS"):
         run(VQVAE_TINY, some, tmp_path / "file" / "m.safetensors")
-    with pytest.raises(IsADirectoryError, match=f"{tmp_path}.*model.safetensors"):
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path}.*folder"):
         run(VQVAE_TINY, some, tmp_path)
 
 
@@ -709,6 +747,7 @@ def test_the_command_line_trains_both_stages_into_the_runs_folder(tiny, tmp_path
     assert tiny[0] == [(split, {"mini": False, "name": "FashionMNIST"}) for split in ("train", "test")]
     said = capsys.readouterr().out
     assert f"tokenizer: {runs / 'vqvae.safetensors'}" in said and f"mse {vqvae.info['test']['mse']:.5g}" in said
+    assert "debris" not in said and "shipped pair" not in said
     main("all", "--recipe", "original")  # in a folder of its own, so ours stays
     assert vqlib.load_pair(runs / "original").vqvae.info["recipe"]["seed"] == 1
     assert same_weights(checkpoints.load_vqvae(), vqvae) and same_weights(checkpoints.load_transformer(), transformer)
@@ -763,7 +802,6 @@ def test_finished_runs_of_version_0_1_are_known_for_what_they_are(test, tmp_path
     monkeypatch.setattr(loop, "fit", None)
     monkeypatch.setattr(data, "load", lambda split, **options: twenty)
     monkeypatch.setattr(recipes, "RECIPES", {"best": (), "original": (vqvae, transformer)})
-    monkeypatch.setattr(command, "report", lambda model: None)  # which wants figures: these runs have none
     main("all", "--recipe", "original")
     assert run(judge, twenty, old / "judge.safetensors").info["recipe"] == judge.as_json()
     assert str(old / "vqvae.safetensors") in capsys.readouterr().out
@@ -796,6 +834,27 @@ def test_one_stage_can_be_trained_alone(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "runs") == ["transformer.safetensors"]
 
 
+@pytest.mark.parametrize("option", ["--mini", "--holdout"])
+def test_a_run_ends_with_a_table_beside_what_needs_no_learning(tiny, some, capsys, option):
+    main("all", option)
+    said, run = capsys.readouterr().out, tiny[1]["train_transformer"]
+    train, scored = run["train"], run["validation"] or run["test"]
+    vqvae, transformer = vqlib.load_pair(option.strip("-"))
+    head, mse, nats = said.splitlines()[-4:][:3] if option == "--mini" else said.splitlines()[-3:]
+    assert head.startswith(f"on {len(scored)} ") and len({line.index("  ", 30) for line in (head, mse, nats)}) <= 3
+    figures = [m.info["test"] if option == "--mini" else m.info["history"]["epochs"][-1] for m in (vqvae, transformer)]
+    images = data.to_images(scored.pixels)
+    thumbnails = evaluation.mse(baselines.thumbnails(images), images)
+    assert f"{figures[0]['mse']:.4f}" in mse and f"thumbnails {thumbnails:.4f}" in mse
+    patches = float(re.search(r"patches ([0-9.]+)", mse)[1])
+    assert 0.005 < patches < thumbnails
+    codes, others = (encode_pixels(vqvae, part.pixels) for part in (train, scored))
+    histogram = baselines.Histogram.fit(codes, train.labels).nats_per_code(others, scored.labels)
+    assert f"{figures[1]['nats_per_code']:.3f}" in nats
+    assert f"uniform {math.log(64):.3f}" in nats and f"histogram {histogram:.3f}" in nats
+    assert ("debris" in said.splitlines()[1] and "shipped pair" in said.splitlines()[-1]) == (option == "--mini")
+
+
 @pytest.mark.parametrize("arguments", [["--holdout"], ["--mini"], ["--data", "MNIST"], ["--recipe", "original"]])
 def test_a_run_apart_takes_its_own_tokenizer_not_the_shipped_one(tiny, tmp_path, arguments):
     """That one saw the pictures held out, or is of other pictures, or another recipe."""
@@ -820,7 +879,9 @@ def test_the_command_line_trains_the_two_judges(tiny, tmp_path, monkeypatch, cap
     judge, critic = (checkpoints.load_classifier(name, folder / f"{name}.safetensors") for name in ("judge", "critic"))
     assert sorted(os.listdir(folder)) == ["critic.safetensors", "judge.safetensors"]
     assert not same_weights(judge, critic) and judge.info["test"]["pictures"] == 60
-    assert f"accuracy {judge.info['test']['accuracy']:.5g}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"accuracy {judge.info['test']['accuracy']:.5g}" in said
+    assert re.search(f"(?m)^accuracy of the judge +{judge.info['test']['accuracy']:.1%} +chance 10.0%$", said)
     monkeypatch.setattr(loop, "fit", None)
     main("classifiers", "--mini")
     assert same_weights(checkpoints.load_classifier("judge", folder / "judge.safetensors"), judge)

@@ -11,12 +11,20 @@ With any option but the last two, a run is saved in a folder of its name in ther
 
 import argparse
 import dataclasses
+import math
 import sys
 
 import torch
 
-from vqlib import checkpoints, data, sources
+from vqlib import baselines, checkpoints, commands, data, evaluation, sources
+from vqlib.tokens import Vocabulary, encode_pixels
 from vqlib.training import devices, distributed, recipes, stages
+from vqlib.vqvae import kmeans
+
+STOPPED = "Stopped. What was finished is saved, and the same command goes on from there."
+TRY = """This is a try of some minutes, on 2,000 of the 60,000 pictures. It shows that everything runs. Its figures are
+far from those of all the data, and what such a model draws is debris."""
+FULL = "This was a try. What all of the data gives is in the shipped pair: vqlib.load_pair(shipped=True)."
 
 
 def parse(arguments):
@@ -28,7 +36,7 @@ def parse(arguments):
     parser.add_argument(
         "--holdout", action="store_true", help="score 5,000 training pictures, leave the test set alone"
     )
-    parser.add_argument("--mini", "--sample", action="store_true", help="some minutes on the embedded 2,500 pictures")
+    parser.add_argument("--mini", "--sample", action="store_true", help="a try of some minutes on 2,500 pictures")
     parser.add_argument("--data", choices=sources.NAMES, default=sources.NAMES[0], help="pictures of the same form")
     parser.add_argument("--batch-size", type=int, metavar="B", help="if memory is short; by default the recipe's")
     parser.add_argument("--device", help="by default the first of cuda, mps and cpu that is there and works")
@@ -61,35 +69,62 @@ def train(options):
     if distributed.rank() > 0:
         distributed.barrier()  # the first process may have to download
     splits = ("train",) if options.holdout else ("train", "test")
-    try:
+    with commands.in_words(STOPPED, RuntimeError):
         train_set, *test = (data.load(split, mini=options.mini, name=options.data) for split in splits)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}".replace(data.OR_MINI, "Or use the embedded mini set: --mini."))
     if distributed.rank() == 0:
         distributed.barrier()
-    held_out, folder = None, folder_of(options)
+    folder, trained, held_out = folder_of(options), {}, None
+    if options.mini:
+        distributed.say(TRY)
     if options.holdout:
         train_set, held_out = data.split_validation(train_set, len(train_set) // 12)
 
     def run(train_stage, name, recipe, *tokenizer):
         recipe = dataclasses.replace(recipe, batch_size=options.batch_size or recipe.batch_size)
         path, device = folder / f"{name}.safetensors", options.device
-        report(train_stage(recipe, *tokenizer, train_set, held_out, *test, path=path, device=device))
+        trained[name] = train_stage(recipe, *tokenizer, train_set, held_out, *test, path=path, device=device)
+        report(trained[name])
 
+    vqvae, (vqvae_recipe, transformer_recipe) = None, recipes.RECIPES[options.recipe]
     if options.stage == "classifiers":
         run(stages.train_classifier, "judge", recipes.JUDGE)
         run(stages.train_classifier, "critic", recipes.CRITIC)
-        return
-    vqvae_recipe, transformer_recipe = recipes.RECIPES[options.recipe]
-    if options.stage != "transformer":
+    if options.stage in ("vqvae", "all"):
         run(stages.train_vqvae, "vqvae", vqvae_recipe)
-    if options.stage != "vqvae":
+    if options.stage in ("transformer", "all"):
         own = folder / "vqvae.safetensors"
         if folder != checkpoints.runs_folder() and not own.is_file():  # the shipped one won't do
             sys.exit(f"error: this run has no tokenizer, {own}. Train vqvae first, with the same options")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
         distributed.say(f"tokenizer: {vqvae.info['path']}")
         run(stages.train_transformer, "transformer", transformer_recipe, vqvae)
+    if distributed.rank() == 0:
+        print(commands.aligned(compare(trained, vqvae, train_set, held_out or test[0])))
+        if options.mini:
+            print(FULL)
+
+
+def compare(trained, vqvae, train_set, scored):
+    """Rows of a table: the figures of the models trained, beside those of what needs no learning."""
+    rows = [(f"on {len(scored):,} other pictures", "trained", "without learning", "")]
+    for name, model in trained.items():
+        figures = {"mse": math.nan, "nats_per_code": math.nan, "accuracy": math.nan} | figures_of(model)
+        if name == "vqvae":  # as many bits per picture as its codes take
+            K, images = model.config.num_codes, data.to_images(scored.pixels)
+            patches = baselines.patches(data.to_images(train_set.pixels[:2000]))
+            dictionary, _ = kmeans(patches, K, generator=torch.Generator().manual_seed(0))
+            copies = baselines.thumbnails(images, K), baselines.nearest_patches(images, dictionary)
+            mse = [f"{evaluation.mse(copy, images):.4f}" for copy in copies]
+            naive = f"thumbnails {mse[0]}", f"patches {mse[1]}"
+            rows.append(("MSE, pixels in [0, 1]", f"{figures['mse']:.4f}", *naive))
+        elif name == "transformer":
+            K, (codes, others) = vqvae.config.num_codes, (encode_pixels(vqvae, d.pixels) for d in (train_set, scored))
+            histogram = baselines.Histogram.fit(codes, train_set.labels, vocabulary=Vocabulary(K))
+            naive = f"uniform {math.log(K):.3f}", f"histogram {histogram.nats_per_code(others, scored.labels):.3f}"
+            rows.append(("nats per code", f"{figures['nats_per_code']:.3f}", *naive))
+        else:
+            rows.append((f"accuracy of the {name}", f"{figures['accuracy']:.1%}", "chance 10.0%", ""))
+    return rows
 
 
 def folder_of(options):
@@ -104,17 +139,18 @@ def folder_of(options):
     return folder
 
 
+def figures_of(model):
+    """The figures of the test set, else of the pictures held out; {} if the model's header states none."""
+    epochs = model.info.get("history", {}).get("epochs") or [{}]
+    return model.info.get("test") or epochs[-1]
+
+
 def report(model):
-    history, which = model.info["history"], "test" if "test" in model.info else "validation"
-    figures = model.info.get("test") or history["epochs"][-1]
-    shown = ", ".join(f"{k} {v:.5g}" for k, v in figures.items() if isinstance(v, int | float))
-    distributed.say(f"{model.info['path']}: {history['seconds']:.0f} s; {which}: {shown}")
+    seconds, which = model.info.get("history", {}).get("seconds", 0), "test" if "test" in model.info else "validation"
+    shown = ", ".join(f"{k} {v:.5g}" for k, v in figures_of(model).items() if isinstance(v, int | float))
+    distributed.say(f"{model.info['path']}: {seconds:.0f} s; {which}: {shown}")
 
 
 if __name__ == "__main__":
-    try:
+    with commands.in_words(STOPPED):
         main()
-    except KeyboardInterrupt:
-        sys.exit(130)  # as a shell expects of what Ctrl-C ended
-    except (OSError, ValueError, MemoryError, FloatingPointError) as error:  # these say what to do
-        sys.exit(f"error: {error}")
