@@ -69,7 +69,7 @@ def test_using_the_model_never_changes_it(images, method, quantizer, mode):
 
 
 def test_a_code_is_about_its_own_part_of_the_picture(vqvae):
-    image = torch.zeros(1, 1, 28, 28, dtype=torch.float64)
+    image = torch.full((1, 1, 28, 28), -1.0, dtype=torch.float64)
     corner = image.clone()
     corner[..., :4, :4] = 1
     before, after = vqvae.encode(image), vqvae.encode(corner)

@@ -12,12 +12,12 @@ from einops import rearrange
 
 from vqlib.checks import check_codes, check_labels
 from vqlib.tokens import CODES_PER_IMAGE, Vocabulary
-from vqlib.vqvae import GRID
+from vqlib.vqvae import GRID, widened
 
 
 def thumbnails(images: torch.Tensor, levels: int = 64) -> torch.Tensor:
     """Shrink to 7×7 grey values of ``levels`` levels, and enlarge again: (B, 1, 28, 28) in [-1, 1] -> the same."""
-    small = F.avg_pool2d(images, 4)
+    small = F.avg_pool2d(widened(images), 4)
     small = ((small + 1) / 2 * (levels - 1)).round() / (levels - 1) * 2 - 1
     return F.interpolate(small, scale_factor=4, mode="bilinear")
 
@@ -34,14 +34,15 @@ def from_patches(values: torch.Tensor) -> torch.Tensor:
 
 def nearest_patches(images: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Replace each 4×4 patch by the nearest of K: (B, 1, 28, 28), (K, 16) -> (B, 1, 28, 28)."""
-    return from_patches(codebook[torch.cdist(patches(images), codebook).argmin(1)])
+    return from_patches(codebook[torch.cdist(widened(patches(images)), widened(codebook)).argmin(1)])
 
 
 @dataclass(frozen=True)
 class Histogram:
     """A naive generator that draws each position by itself, from how often each code stood there in training.
 
-    log_probs: (num_classes, 49, K) float32, log p(code | class, position), constant along whatever it ignores.
+    log_probs: (num_classes, 49, K) float32, log p(code | class, position), constant along whatever it ignores. It and
+    what is drawn lie on the CPU.
     """
 
     log_probs: torch.Tensor
@@ -55,18 +56,22 @@ class Histogram:
         """
         check_codes(codes, vocabulary.num_codes)
         check_labels(labels, vocabulary.num_classes, len(codes))
-        count = torch.zeros(vocabulary.num_classes, CODES_PER_IMAGE, vocabulary.num_codes)
-        place = (labels[:, None], torch.arange(CODES_PER_IMAGE), codes.flatten(1))  # broadcast to (N, 49)
-        count.index_put_(place, torch.ones(()), accumulate=True)
+        shape = vocabulary.num_classes, CODES_PER_IMAGE, vocabulary.num_codes
+        count, positions = torch.zeros(shape, dtype=torch.float32, device="cpu"), torch.arange(shape[1], device="cpu")
+        place = (labels.cpu()[:, None], positions, codes.cpu().flatten(1))  # broadcast to (N, 49)
+        count.index_put_(place, count.new_ones(()), accumulate=True)
         ignored = [dim for dim, apart in ((0, by_class), (1, by_position)) if not apart]
         count = count.sum(ignored, keepdim=True).expand_as(count) if ignored else count  # sum([]) would be over all
         return cls((count + 1).div((count + 1).sum(-1, keepdim=True)).log())
 
     def nats_per_code(self, codes: torch.Tensor, labels: torch.Tensor) -> float:
         """The mean of -log p(code | class, position) in nats, over (N, 7, 7) codes with (N,) labels."""
-        return -self.log_probs[labels].gather(-1, codes.flatten(1)[..., None]).mean().item()
+        check_codes(codes, self.log_probs.shape[-1])
+        check_labels(labels, len(self.log_probs), len(codes))
+        return -self.log_probs[labels.cpu()].gather(-1, codes.cpu().flatten(1)[..., None]).mean().item()
 
     def sample(self, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw one picture per label: (N,) int64 -> (N, 7, 7) int64 codes."""
-        probs = self.log_probs[labels].exp().flatten(0, 1)  # (N · 49, K)
+        check_labels(labels, len(self.log_probs))
+        probs = self.log_probs[labels.cpu()].exp().flatten(0, 1)  # (N · 49, K)
         return torch.multinomial(probs, 1, generator=generator).reshape(-1, GRID, GRID)

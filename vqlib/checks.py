@@ -2,8 +2,16 @@
 
 import math
 import numbers
+import sys
+import warnings
 
 import torch
+
+LABELS = "data.CLASS_NAMES says which number is which class, and pair.class_numbers(names) makes labels of names"
+
+
+class ScaleWarning(UserWarning):
+    """Pictures seem to be in [0, 1], where [-1, 1] is meant."""
 
 
 def check_tensor(name, value, shape, dtype, low=None, high=None, remedy=""):
@@ -34,12 +42,29 @@ def check_tensor(name, value, shape, dtype, low=None, high=None, remedy=""):
         raise ValueError(f"{name} must be a {wanted} {kind} tensor{place}, got {got}. {remedy}".strip())
 
 
-def check_whole(name, value, low, high=None):
+def check_images(name, images, dtype=float):
+    """Raise ValueError unless these are (B, 1, 28, 28) float images in [-1, 1], and see `check_scale`."""
+    remedy = "data.to_images(pixels) makes them from (B, 28, 28) uint8 pixels, data.load_picture from a file"
+    check_tensor(name, images, ("B", 1, 28, 28), dtype, -1, 1, remedy)
+    check_scale(name, images)
+
+
+def check_scale(name, images):
+    """Warn if the images seem to be in [0, 1], as others keep them, since that range lies within ours."""
+    if images.numel() and images.min() >= 0 and images.max() > 0.5:  # an untrained decoder draws nothing as light
+        words = f"{name} must be in [-1, 1], from black to white, and nothing in them is below 0. If they are in [0, 1]"
+        frame, level = sys._getframe(), 1
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith(("vqlib.", "torch.")):
+            frame, level = frame.f_back, level + 1  # up to the reader's own line
+        warnings.warn(f"{words}, give {name} * 2 - 1", ScaleWarning, stacklevel=level)
+
+
+def check_whole(name, value, low, high=None, remedy=""):
     """Raise ValueError unless ``value`` is a whole number in low…high. Booleans don't count as numbers."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)  # numpy's too
     if not whole or value < low or (high is not None and value > high):
         place = f"≥ {low}" if high is None else f"in {low}…{high}"
-        raise ValueError(f"{name} must be a whole number {place}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number {place}, got {value!r}. {remedy}".removesuffix(". "))
 
 
 def check_number(name, value, low, high=math.inf):
@@ -64,8 +89,7 @@ def check_codes(codes, num_codes):
 
 def check_labels(labels, num_classes, count="B"):
     """Raise ValueError unless ``labels`` is (B,) int64 in 0…num_classes-1, or has ``count`` of them."""
-    remedy = "There is one per picture; data.CLASS_NAMES says which number is which class"
-    check_tensor("labels", labels, (count,), torch.int64, 0, num_classes - 1, remedy)
+    check_tensor("labels", labels, (count,), torch.int64, 0, num_classes - 1, f"There is one per picture; {LABELS}")
 
 
 def check_sequences(tokens, num_codes, end):

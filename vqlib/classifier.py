@@ -51,8 +51,8 @@ def classify(classifier: Classifier, images: torch.Tensor, batch_size=500) -> tu
 
     Returns log p(class | picture), (N, 10) ≤ 0, and features, (N, 128) ≥ 0, both float32 on the CPU.
     """
-    checks.check_tensor("images", images, ("N", 1, 28, 28), float, -1, 1)
-    weight = classifier.head[1].weight
+    checks.check_images("images", images)
+    weight = classifier.body[0].weight
     with eval_mode(classifier):
         features = torch.cat([classifier.body(part.to(weight)) for part in images.split(batch_size)])
         return classifier.head(features).float().log_softmax(-1).cpu(), features.float().cpu()
@@ -72,5 +72,5 @@ def rerank(critic: Classifier, images: torch.Tensor, label: int, keep: int) -> t
     """
     log_probs, _ = classify(critic, images)
     checks.check_whole("keep", keep, 1, len(images))
-    checks.check_whole("label", label, 0, log_probs.shape[1] - 1)
+    checks.check_whole("label", label, 0, log_probs.shape[1] - 1, checks.LABELS)
     return log_probs[:, label].topk(keep).indices

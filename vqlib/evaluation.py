@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from vqlib.checks import check_labels, check_number, check_tensor, check_whole
+from vqlib.checks import check_codes, check_images, check_labels, check_number, check_scale, check_tensor, check_whole
 from vqlib.data import Dataset, to_images
 from vqlib.sampling import code_log_probs, log_likelihood
 from vqlib.tokens import CODES_PER_IMAGE, encode_pixels, perplexity, usage
@@ -20,6 +20,7 @@ def mse(images: torch.Tensor, others: torch.Tensor) -> float:
     """The mean squared error, on the [0, 1] scale, between two (B, 1, 28, 28) float batches in [-1, 1]."""
     check_tensor("images", images, ("B", 1, 28, 28), float)
     check_tensor("others", others, images.shape, float)
+    check_scale("others", others)  # those of the data set, usually: an untrained decoder may well draw nothing dark
     return (images.float() - others.float()).div(2).pow(2).mean().item()
 
 
@@ -50,7 +51,10 @@ def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: 
     Returns nats_per_code, bits_per_picture (49 codes), nats_by_position (a 7×7 list) and pictures. Raises ValueError
     if codes or labels are not of the model's vocabulary.
     """
+    vocabulary = transformer.config.vocabulary
+    check_codes(codes, vocabulary.num_codes)
     check_whole("the number of codes", len(codes), 1)
+    check_labels(labels, vocabulary.num_classes, len(codes))
     parts = zip(codes.split(batch_size), labels.split(batch_size), strict=True)
     nats = -torch.cat([code_log_probs(transformer, *part).cpu() for part in parts]).double()  # (N, 49)
     mean, by_position = nats.mean().item(), nats.mean(0).reshape(GRID, GRID).tolist()
@@ -63,9 +67,9 @@ def nearest_neighbours(images: torch.Tensor, pixels: torch.Tensor, batch_size=50
 
     images: (B, 1, 28, 28) float in [-1, 1]. pixels: (N, 28, 28) uint8.
     """
-    check_tensor("images", images, ("B", 1, 28, 28), float, -1, 1)
+    check_images("images", images)
     check_tensor("pixels", pixels, ("N", 28, 28), torch.uint8)
-    queries, points = (images.flatten(1).float() + 1) / 2, pixels.flatten(1) / 255
+    queries, points = (images.flatten(1).float() + 1) / 2, pixels.flatten(1).float() / 255
     nearest = [torch.cdist(part, points).min(1) for part in queries.split(batch_size)]
     distance, index = (torch.cat(parts) for parts in zip(*nearest, strict=True))
     return index, distance.pow(2) / queries.shape[1]
@@ -116,7 +120,7 @@ def bayes_classes(transformer: Transformer, codes: torch.Tensor, batch_size=500)
 
     (N, 7, 7) int64 codes -> (N,) int64 classes.
     """
-    classes, guesses = torch.arange(transformer.config.num_classes), []
+    classes, guesses = torch.arange(transformer.config.num_classes, device=codes.device), []
     for part in codes.split(batch_size):
         scores = [log_likelihood(transformer, part, label.expand(len(part))).cpu() for label in classes]
         guesses.append(torch.stack(scores).argmax(0))

@@ -48,15 +48,23 @@ class Pair(NamedTuple):
         return self.decode(sampling.sample(self.transformer, start, **knobs))
 
     def _start(self, classes):  # (B, 1) int64 start tokens
-        vocabulary = self.transformer.config.vocabulary
+        vocabulary = self._vocabulary()
         if classes is None:
-            return torch.tensor([[vocabulary.end]])
+            return torch.tensor([[vocabulary.end]], device="cpu")
         return vocabulary.num_codes + class_numbers(classes, vocabulary.num_classes)[:, None]
+
+    def _vocabulary(self):
+        """The Transformer's. Raises ValueError if it has other codes than the tokenizer, in a pair made by hand."""
+        K, vocabulary = self.vqvae.config.num_codes, self.transformer.config.vocabulary
+        if K != vocabulary.num_codes:
+            words = f"a pair must agree on K: the tokenizer has {K} codes, the Transformer {vocabulary.num_codes}"
+            raise ValueError(f"{words}. Take two that were trained together, such as load_pair's")
+        return vocabulary
 
     def encode(self, images) -> torch.Tensor:
         """(B, 1, 28, 28) images in [-1, 1], of any float dtype -> (B, 7, 7) int64 codes."""
-        checks.check_tensor("images", images, ("B", 1, 28, 28), float, -1, 1, "data.to_images(pixels) makes them")
-        return self.vqvae.encode(images.to(self.vqvae.quantizer.codebook))
+        floating = isinstance(images, torch.Tensor) and images.is_floating_point()
+        return self.vqvae.encode(images.to(self.vqvae.quantizer.codebook) if floating else images)  # it checks the rest
 
     def decode(self, codes) -> torch.Tensor:
         """(B, 7, 7) int64 codes -> (B, 1, 28, 28) float32 images in [-1, 1], on the CPU."""
@@ -68,7 +76,7 @@ class Pair(NamedTuple):
 
     def log_likelihood(self, images, classes) -> torch.Tensor:
         """log p(codes of the picture | class): (B, 1, 28, 28), a class for each or for all -> (B,) float, nats."""
-        codes, labels = self.encode(images), class_numbers(classes, self.transformer.config.num_classes)
+        codes, labels = self.encode(images), class_numbers(classes, self._vocabulary().num_classes)
         labels = labels.expand(len(codes)) if len(labels) == 1 else labels
         return sampling.log_likelihood(self.transformer, codes, labels).cpu()
 
@@ -80,6 +88,7 @@ class Pair(NamedTuple):
 
         for name, number in (("number of images", len(images)), ("columns", columns), ("zoom", zoom)):
             checks.check_whole(name, number, 1)
+        checks.check_scale("images", images)
         pixels = to_pixels(images.cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
         grid = make_grid(pixels[:, None], nrow=columns, padding=0)[0]
         path = checkpoints.expand(path)
@@ -109,7 +118,7 @@ def class_numbers(classes: str | int | Sequence, num_classes: int = 10) -> torch
             names = ", ".join(f"{label} {name}" for label, name in enumerate(CLASS_NAMES))
             raise ValueError(f"a class must be a name or a number of these: {names}; got {given!r}")
         numbers.append(known[word])
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def seeded(seed):

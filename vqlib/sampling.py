@@ -12,7 +12,7 @@ from vqlib import checks
 from vqlib.stepper import one_token_step
 from vqlib.tokens import CODES_PER_IMAGE
 from vqlib.transformer import Transformer, eval_mode
-from vqlib.vqvae import GRID
+from vqlib.vqvae import GRID, widened
 
 
 def gumbel_noise(n: int, num_codes: int = 64, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -20,16 +20,17 @@ def gumbel_noise(n: int, num_codes: int = 64, generator: torch.Generator | None 
 
     The noise of picture i depends on the seed and on i, not on ``n``.
     """
-    uniform = torch.rand(n, CODES_PER_IMAGE, num_codes, dtype=torch.float64, generator=generator)
+    uniform = torch.rand(n, CODES_PER_IMAGE, num_codes, dtype=torch.float64, generator=generator, device="cpu")
     return -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()  # rand can give 0, whose log is -inf
 
 
 def filter_logits(logits, temperature, top_k=None, top_p=1.0):
-    """Set to -inf all codes that top-k or top-p rule out: (..., K) logits -> (..., K) logits.
+    """Set to -inf all codes that top-k or top-p rule out: (..., K) logits -> (..., K) logits, float32 or wider.
 
     top_k: keep the k likeliest codes. top_p: of those, keep the smallest set of likeliest codes whose probability at
     this temperature reaches p (nucleus sampling, Holtzman et al., arXiv 1904.09751). The likeliest code always stays.
     """
+    logits = widened(logits)  # summed in half precision, probabilities would reach p too soon or too late
     if temperature == 0:
         return logits  # greedy: the likeliest code wins whatever else is kept
     if top_k is not None and top_k < logits.shape[-1]:
@@ -47,10 +48,11 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
 def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None, top_p=1.0, guidance=1.0):
     """The sampling loop: write all N pictures together, one position at a time.
 
-    start: (N, S) int64 tokens. noise: (N, 49, K) in the model's dtype. prefix: (N, P) int64 codes that are given.
-    The other arguments are those of `sample`. The model must be in eval mode.
-    Yields for each position P…48 the logits conditioned on the start, before guidance and filter, (N, K), for anyone
-    who wants to look at them, and the codes chosen, (N,).
+    start: (N, S) int64 tokens. noise: (N, 49, K) float; best in float32, whatever the model is in. prefix: (N, P) int64
+    codes that are given. All lie on the model's device. The other arguments are those of `sample`. The model must be in
+    eval mode.
+    Yields for each position P…48 the logits conditioned on the start, before guidance and filter, (N, K) in float32 or
+    wider, for anyone who wants to look at them, and the codes chosen, (N,).
     """
     vocabulary, (N, S) = transformer.config.vocabulary, start.shape
     new = start if prefix is None else torch.cat([start, prefix], dim=1)  # tokens that the cache hasn't seen
@@ -62,7 +64,7 @@ def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None
     step = one_token_step(transformer, len(new))  # the same as transformer(new[:, None], cache)[:, -1], but faster
     for t in range(P, CODES_PER_IMAGE):
         logits = transformer(new, cache)[:, -1] if t == P else step(new, cache)
-        logits = cond = logits[:, : vocabulary.num_codes]  # class and end tokens are never candidates
+        logits = cond = widened(logits[:, : vocabulary.num_codes])  # class and end tokens are never candidates
         if guidance != 1:
             cond, uncond = logits.chunk(2)
             logits = uncond + guidance * (cond - uncond)
@@ -86,10 +88,10 @@ def sample(
 ) -> torch.Tensor:
     """Sample one picture per label, in parallel, one code at a time.
 
-    transformer: used in eval mode, whatever mode it is in. (Threads that share a model must put it there themselves.)
-    labels: (N,) int64 classes; or any (N, S) int64 tokens to start from, for models that were trained with another
-        start than a class, S = 1. Token K + c is class c, and ``vocabulary.end`` any class: guidance puts it in the
-        place of all S.
+    transformer: used in eval mode, whatever mode it is in. Threads may share it, but not while one of them trains it.
+    labels: (N,) int64 classes (`pair.class_numbers` makes them from names); or any (N, S) int64 tokens to start from,
+        for models that were trained with another start than a class, S = 1. Token K + c is class c, and
+        ``vocabulary.end`` any class: guidance puts it in the place of all S.
     temperature: ≥ 0. At 1 the model is sampled as it is, below 1 likely codes are preferred, at 0 the likeliest wins.
     top_k: keep the k likeliest codes at each step, k ≥ 1; None keeps all.
     top_p: in [1e-6, 1]: keep the likeliest codes that together reach this probability; 1 keeps all.
@@ -97,8 +99,9 @@ def sample(
         guidance, Ho and Salimans, arXiv 2207.12598). 1 is off; above 1 pictures follow their class more closely. Any
         value but 1 doubles the work.
     prefix: (N, P) int64 codes, P ≤ 49, with which each picture begins, in reading order; the rest is completed.
-    generator: a CPU generator. The same seed gives the same noise, whatever the batch size or device. (In float32
-        rounding can tip a choice: that is rare, and from there on the picture goes its own way.)
+    generator: a CPU generator, of its own for each thread; None is PyTorch's global one, from which all threads draw.
+        The same seed gives the same noise, whatever the batch size or device. (In float32 rounding can tip a choice:
+        that is rare, and from there on the picture goes its own way.)
 
     Returns (N, 7, 7) int64 codes in 0…K-1. Raises ValueError if an argument is not as described.
     """
@@ -112,7 +115,8 @@ def sample(
         P = prefix.shape[1]
         checks.check_whole("the length of prefix", P, 0, CODES_PER_IMAGE)
         codes[:, :P] = prefix
-    noise = gumbel_noise(N, vocabulary.num_codes, generator).to(weight.device, weight.dtype)
+    noise = gumbel_noise(N, vocabulary.num_codes, generator)
+    noise = noise.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
     knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     with eval_mode(transformer):
         for t, (_, chosen) in enumerate(write(transformer, start, noise, codes[:, :P], **knobs), start=P):
@@ -127,8 +131,7 @@ def code_log_probs(transformer: Transformer, codes: torch.Tensor, labels: torch.
     tokens = vocabulary.to_sequences(codes, labels).to(transformer.token_embedding.weight.device)
     with eval_mode(transformer):
         logits = transformer(tokens[:, :-2])[..., : vocabulary.num_codes]  # in: class and 48 codes; out: 49 codes
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype).log_softmax(-1).gather(-1, tokens[:, 1:-1, None])[..., 0]
+    return widened(logits).log_softmax(-1).gather(-1, tokens[:, 1:-1, None])[..., 0]
 
 
 def log_likelihood(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from tqdm.auto import trange
 
 from vqlib import checks
 from vqlib.data import to_images
-from vqlib.vqvae import GRID, VQVAE
+from vqlib.vqvae import GRID, VQVAE, widened
 
 CODES_PER_IMAGE = GRID * GRID  # 49
 SEQUENCE_LENGTH = CODES_PER_IMAGE + 2  # 51
@@ -60,7 +60,7 @@ def encode_pixels(vqvae: VQVAE, pixels: torch.Tensor, batch_size: int = 500, pro
     """The codes of many pictures: (N, 28, 28) uint8 -> (N, 7, 7) int64 on the CPU, ``batch_size`` at a time."""
     checks.check_whole("batch_size", batch_size, 1)
     checks.check_tensor("pixels", pixels, ("N", 28, 28), torch.uint8)
-    codebook, codes = vqvae.quantizer.codebook, torch.empty(len(pixels), GRID, GRID, dtype=torch.int64)
+    codebook, codes = vqvae.quantizer.codebook, torch.empty(len(pixels), GRID, GRID, dtype=torch.int64, device="cpu")
     for i in trange(0, len(pixels), batch_size, desc="encoding", disable=not progress):
         images = to_images(pixels[i : i + batch_size].to(codebook.device))
         codes[i : i + batch_size] = vqvae.encode(images.to(codebook.dtype)).cpu()
@@ -80,5 +80,5 @@ def perplexity(frequencies: torch.Tensor) -> float:
 
     Take it over a whole data set: over one batch the figure depends on the batch's size.
     """
-    p = frequencies[frequencies > 0]
+    p = widened(frequencies[frequencies > 0])
     return math.exp(-(p * p.log()).sum().item())

@@ -5,6 +5,7 @@ Vaswani et al., "Attention Is All You Need" (arXiv 1706.03762), with the norm in
 """
 
 import contextlib
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 
 from vqlib import checks
 from vqlib.tokens import Vocabulary
+from vqlib.vqvae import widened
+
+_LOCK, _USERS = threading.Lock(), {}  # module that is in training mode -> how many `eval_mode` blocks are using it
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class CausalSelfAttention(nn.Module):
     def attention_weights(self, x):
         """The softmax itself, to look at: (B, S, d_model) -> (B, heads, S, S), rows that sum to 1."""
         q, k, _ = self.queries_keys_values(x)
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        scores = widened(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
         return scores.masked_fill(~causal_mask(x.shape[1], x.shape[1], x.device), -torch.inf).softmax(-1)
 
 
@@ -214,10 +218,23 @@ class Transformer(nn.Module):
 
 @contextlib.contextmanager
 def eval_mode(model):
-    """Put the model in eval mode inside the ``with`` block, and restore its mode afterwards."""
-    was_training = model.training
-    model.eval()
+    """Put the model in eval mode inside the ``with`` block, and each of its modules back into its own afterwards.
+
+    Threads may use one model together: the last that leaves restores the modes. A model that is in eval mode already
+    is not written to. What no lock can give is a thread that trains a model while another one samples from it: each
+    thread then needs a copy of its own.
+    """
+    with _LOCK:
+        used = [module for module in model.modules() if module.training or module in _USERS]
+        for module in used:
+            _USERS[module] = _USERS.get(module, 0) + 1
+            module.training = False
     try:
         yield
     finally:
-        model.train(was_training)
+        with _LOCK:
+            for module in used:
+                _USERS[module] -= 1
+                if not _USERS[module]:
+                    del _USERS[module]
+                    module.training = True

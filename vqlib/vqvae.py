@@ -107,14 +107,16 @@ class VectorQuantizer(nn.Module):
     def nearest(self, vectors):
         """The codes of the nearest codebook vectors: (..., D) float -> (...) int64."""
         with torch.autocast(vectors.device.type, enabled=False):  # in half precision, rounding would choose
-            return nearest_index(vectors.to(self.codebook.dtype), self.codebook)
+            codebook = widened(self.codebook)
+            return nearest_index(vectors.to(codebook.dtype), codebook)
 
     def forward(self, latents):
         """(B, D, 7, 7) float latents -> `Quantized`."""
         with torch.autocast(latents.device.type, enabled=False):
-            z = rearrange(latents, "b d h w -> b h w d").to(self.codebook.dtype)
+            codebook = widened(self.codebook)
+            z = rearrange(latents, "b d h w -> b h w d").to(codebook.dtype)
             codes = self.nearest(z)
-            q = F.embedding(codes, self.codebook)  # self.codebook[codes], with its gradient summed in a fixed order
+            q = F.embedding(codes, codebook)  # codebook[codes], with its gradient summed in a fixed order
             losses = {}
             if not self.ema:  # moves the codebook towards z: the decoder's gradient never reaches it, see below
                 losses["codebook"] = F.mse_loss(q, z.detach())
@@ -122,7 +124,7 @@ class VectorQuantizer(nn.Module):
             # Choosing the nearest has no gradient. So the decoder gets the value of q, and its gradient goes to z as if
             # nothing had been replaced: straight through. That is a good approximation while z and q are close.
             q = z + (q - z).detach()
-        return Quantized(rearrange(q, "b h w d -> b d h w"), codes, losses)
+        return Quantized(rearrange(q, "b h w d -> b d h w").to(self.codebook.dtype), codes, losses)
 
     def lookup(self, codes):
         """(B, 7, 7) int64 codes -> (B, D, 7, 7) float, their vectors."""
@@ -138,10 +140,11 @@ class VectorQuantizer(nn.Module):
         checks.check_tensor("vectors", vectors, ("N", D), float)
         checks.check_whole(f"the number of vectors for {K} codes", len(vectors), K)
         centres, assigned = kmeans(vectors, K, generator=generator)
+        count = torch.bincount(assigned, minlength=K).to(centres.dtype)
+        count = (count * (K / count.sum())).clamp(min=1e-3)
         self.codebook.copy_(centres)
-        self.ema_count.copy_(torch.bincount(assigned, minlength=K))
-        self.ema_count.mul_(K / self.ema_count.sum()).clamp_(min=1e-3)
-        self.ema_sum.copy_(centres * self.ema_count[:, None])
+        self.ema_count.copy_(count)
+        self.ema_sum.copy_(centres * count[:, None])
 
     def ema_update(self, vectors, codes, decay=0.99, revive_below=0.0, generator=None):
         """One step of appendix A.1: each codebook vector moves towards the mean of the latents that chose it.
@@ -156,6 +159,8 @@ class VectorQuantizer(nn.Module):
         checks.check_number("revive_below", revive_below, 0)
         checks.check_tensor("codes", codes, ("N",), torch.int64, 0, K - 1)
         checks.check_whole("the number of codes", len(codes), 1)
+        remedy = "Averages in half precision lose their small steps. Train in float32, with autocast if need be"
+        checks.check_choice("the codebook's dtype", self.codebook.dtype, (torch.float32, torch.float64), remedy)
         checks.check_tensor("vectors", vectors, (len(codes), D), self.codebook.dtype)
         return self.ema_step(vectors, codes, decay, revive_below, generator)
 
@@ -167,9 +172,8 @@ class VectorQuantizer(nn.Module):
         self.ema_count.lerp_(chosen.sum(0) * (K / len(codes)), 1 - decay)
         self.ema_sum.lerp_(chosen.T @ vectors * (K / len(codes)), 1 - decay)
         dead = self.ema_count < revive_below
-        picks = torch.randint(len(vectors), (K,), generator=generator).to(
-            vectors.device
-        )  # as many numbers, whoever is dead
+        picks = torch.randint(len(vectors), (K,), generator=generator, device="cpu")  # as many, whoever is dead
+        picks = picks.to(vectors.device)
         self.ema_count.copy_(torch.where(dead, torch.ones_like(self.ema_count), self.ema_count))
         self.ema_sum.copy_(torch.where(dead[:, None], vectors[picks], self.ema_sum))
         alive = self.ema_count > 1e-5  # below that, count and sum are rounding errors: leave it where it is
@@ -203,15 +207,14 @@ class VQVAE(nn.Module):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 1, 28, 28) images in [-1, 1], in the model's dtype -> (B, 7, 7) int64 codes in 0…K-1.
 
-        Raises ValueError for another shape, dtype or range.
+        Raises ValueError for another shape, dtype or range. Warns if the images seem to be in [0, 1].
         """
-        remedy = "data.to_images(pixels) makes them from (B, 28, 28) uint8 pixels"
-        checks.check_tensor("images", images, ("B", 1, 28, 28), self.quantizer.codebook.dtype, -1, 1, remedy)
+        checks.check_images("images", images, self.quantizer.codebook.dtype)
         return self.quantizer.nearest(rearrange(self.encoder(images), "b d h w -> b h w d"))
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """(B, 7, 7) int64 codes in 0…K-1 -> (B, 1, 28, 28) images in [-1, 1].
+        """(B, 7, 7) int64 codes in 0…K-1 -> (B, 1, 28, 28) images in [-1, 1], in the model's dtype.
 
         Raises ValueError for another shape, dtype or range.
         """
@@ -223,14 +226,17 @@ class VQVAE(nn.Module):
 def kmeans(points, k, iterations=20, generator=None):
     """Lloyd's algorithm: (N, D) float points, N ≥ k -> centres (k, D), and each point's centre (N,) int64.
 
-    Starts at k of the points, drawn at random. A centre that loses all its points moves to a random point.
+    Starts at k of the points, drawn at random. A centre that loses all its points moves to a random point. The centres
+    are float32, even if the points are in half precision, or else what the points are.
     """
-    centres = points[torch.randperm(len(points), generator=generator)[:k].to(points.device)]
+    points = widened(points)
+    centres = points[torch.randperm(len(points), generator=generator, device="cpu")[:k].to(points.device)]
     for _ in range(iterations):
         assigned = nearest_index(points, centres)
         count = torch.bincount(assigned, minlength=k)
         total = torch.zeros_like(centres).index_add_(0, assigned, points)
-        replacements = points[torch.randint(len(points), (k,), generator=generator).to(points.device)]
+        picks = torch.randint(len(points), (k,), generator=generator, device="cpu")
+        replacements = points[picks.to(points.device)]
         centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], replacements)
     return centres, nearest_index(points, centres)
 
@@ -239,3 +245,8 @@ def nearest_index(vectors, centres):
     """Index of the nearest of K centres: (..., D), (K, D) float -> (...) int64. Ties go to the lower index."""
     distances = centres.pow(2).sum(1) - 2 * vectors @ centres.T  # |v - c|² less |v|², which is the same for all c
     return distances.argmin(-1)
+
+
+def widened(x):
+    """x in float32, or as it is if that is wider: of sums and comparisons in half precision, rounding decides."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
