@@ -9,10 +9,13 @@ import weakref
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from vqlib.transformer import Transformer, TransformerConfig
+from vqlib.transformer import Block, Cache, CausalSelfAttention, RMSNorm, Transformer, TransformerConfig
 
 FEW = 128  # rows; with more of them the arithmetic takes the time, and float32's is faster
+KINDS = [Transformer, Block, CausalSelfAttention, RMSNorm, Cache]
+KINDS += [nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Sequential, nn.Dropout, nn.Identity]
 _KEPT = weakref.WeakKeyDictionary()  # Transformer -> {few rows or not: (a copy of its weights, `Stepper`)}
 
 
@@ -32,7 +35,7 @@ def one_token_step(transformer, rows):
 
 def is_plain(transformer):
     """Whether each module is what `Transformer` built, without hooks, and computes in the dtype of its weights."""
-    if type(transformer) is not Transformer or torch.nn.modules.module._has_any_global_hook():
+    if type(transformer) is not Transformer or nn.modules.module._has_any_global_hook() or _methods() != METHODS:
         return False
     kind = transformer.token_embedding.weight.device.type
     for module in transformer.modules():
@@ -42,10 +45,18 @@ def is_plain(transformer):
     return usual and _parts(transformer) == _built(transformer.config)
 
 
+def _methods():
+    """The code of all methods of these classes: other code, if a reader has put a method of their own in one."""
+    return [getattr(method, "__code__", method) for kind in KINDS for method in vars(kind).values() if callable(method)]
+
+
+METHODS = _methods()
+
+
 def _parts(model):
     parts = []
     for name, module in model.named_modules():
-        if type(module) is not torch.nn.Dropout:  # in eval mode it does nothing
+        if type(module) is not nn.Dropout:  # in eval mode it does nothing
             own = [vars(module).get(attribute) for attribute in ("layer", "n_heads")]
             parts.append((name, type(module), module.extra_repr(), list(module._parameters), own))
     return parts
