@@ -1,10 +1,12 @@
 """Data sets in memory, and the embedded mini set. Where the files come from is tested in test_sources.py."""
 
+import io
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vqlib import data, sources
 
@@ -212,3 +214,148 @@ def test_the_fingerprint_tells_data_sets_apart(train):
         some.subset(torch.arange(99)),
     ]
     assert len({data.fingerprint(d) for d in [some, *others]}) == 5
+
+
+# --- a picture of one's own ------------------------------------------------------------------------------------------
+
+
+def drawn(height, width, ground, piece):
+    """A picture of ``ground`` with a rectangle of ``piece`` in its middle half: (H, W) uint8."""
+    grey = np.full((height, width), ground, np.uint8)
+    grey[height // 4 : -(height // 4), width // 4 : -(width // 4)] = piece
+    return grey
+
+
+def loaded(source, **options):
+    images = data.load_picture(source, **options)
+    assert images.shape == (1, 1, 28, 28) and images.dtype == torch.float32
+    return data.to_pixels(images)[0]
+
+
+def test_a_picture_of_28_by_28_comes_back_exactly(test, tmp_path):
+    for i, pixels in enumerate(test.pixels[::25]):
+        grey = Image.fromarray(pixels.numpy())
+        for kind in ("L", "RGB", "RGBA", "LA"):
+            grey.convert(kind).save(tmp_path / f"{i}.png")
+            assert torch.equal(loaded(tmp_path / f"{i}.png"), pixels)
+        Image.fromarray(255 - pixels.numpy()).save(tmp_path / "negative.png")  # as Zalando photographed it
+        assert torch.equal(loaded(tmp_path / "negative.png"), pixels)
+        assert torch.equal(loaded(tmp_path / "negative.png", invert=False), 255 - pixels)
+        assert torch.equal(loaded(grey, invert=True), 255 - pixels)
+
+
+GREY = drawn(28, 28, 0, 204)
+FLOATS = (GREY / 255).astype(np.float32)
+SOURCES = {
+    "uint8 array": GREY,
+    "uint8 tensor": torch.from_numpy(GREY),
+    "colours": np.stack([GREY] * 3, -1),
+    "colours and alpha": torch.from_numpy(np.stack([GREY] * 3 + [GREY * 0 + 255], -1)),
+    "floats": FLOATS,
+    "float64": FLOATS.astype(np.float64),
+    "float tensor": torch.from_numpy(FLOATS),
+    "with a gradient": torch.from_numpy(FLOATS).requires_grad_(),
+    "float16": torch.from_numpy(FLOATS).half(),
+    "turned": np.rot90(np.asfortranarray(GREY), 2),
+    "PIL": Image.fromarray(GREY),
+    "palette": Image.fromarray(GREY).convert("P"),
+    "CMYK": Image.fromarray(GREY).convert("RGB").convert("CMYK"),
+    "16 bits": Image.fromarray(GREY.astype(np.uint16) * 257),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_picture_may_be_an_array_a_tensor_or_of_pil(kind):
+    assert torch.equal(loaded(SOURCES[kind]), torch.from_numpy(GREY))
+
+
+def test_colours_become_grey_by_their_brightness():
+    colours = np.zeros((28, 28, 3), np.uint8)
+    colours[10:18, 4:10, 0], colours[10:18, 10:16, 1], colours[10:18, 16:22, 2] = 255, 255, 255
+    grey = loaded(colours)
+    assert grey[14, [0, 6, 12, 18]].tolist() == [0, 76, 150, 29]  # 0.299, 0.587, 0.114 of 255
+
+
+@pytest.mark.parametrize("size", [(56, 56), (112, 40), (40, 112), (14, 14), (12, 8), (300, 451)])
+def test_the_longer_side_becomes_28_and_the_piece_stands_in_the_middle(size):
+    grey = loaded(drawn(*size, 255, 40))
+    lit = (grey > 100).nonzero()
+    for side, length in enumerate(size):
+        expected = 28 * length / max(size) / 2
+        first, last = lit[:, side].min().item(), lit[:, side].max().item()
+        assert abs((first + last) / 2 - 13.5) <= 0.5 and abs(last - first + 1 - expected) <= 2
+    assert 200 <= grey.max() <= 255 and not grey[0].any() and not grey[:, 0].any()
+
+
+@pytest.mark.parametrize("piece", [20, 235])
+def test_what_is_transparent_is_ground(piece, tmp_path):
+    """Whatever colour is hidden there; and both dark and light pieces are seen."""
+    for hidden in (0, 130, 255):
+        alpha = drawn(60, 60, 0, 255)
+        Image.merge("LA", [Image.fromarray(drawn(60, 60, hidden, piece)), Image.fromarray(alpha)]).save(
+            tmp_path / "x.png"
+        )
+        grey = loaded(tmp_path / "x.png")
+        assert grey[0, 0] == 0 and grey[14, 14] == 235
+    empty = np.zeros((28, 28, 4), np.uint8)
+    assert not loaded(empty).any()
+
+
+def test_a_photograph_is_turned_the_way_it_was_held(tmp_path):
+    grey = drawn(28, 28, 0, 0)
+    grey[2:5, 3:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.fromarray(np.rot90(grey)).save(tmp_path / "x.png", exif=exif)
+    assert torch.equal(loaded(tmp_path / "x.png"), torch.from_numpy(grey))
+
+
+def test_a_jpeg_and_a_path_from_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    Image.fromarray(drawn(280, 280, 250, 30)).save(tmp_path / "shirt.jpg", quality=95)
+    for source in ("~/shirt.jpg", tmp_path / "shirt.jpg", str(tmp_path / "shirt.jpg")):
+        grey = loaded(source)
+        assert abs(int(grey[14, 14]) - 225) < 5 and grey[0].max() < 10
+
+
+@pytest.mark.parametrize("cut", [0, 10, 60, 200])
+def test_a_broken_picture_is_refused_in_words(tmp_path, cut):
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(content, "PNG")
+    (tmp_path / "x.png").write_bytes(content.getvalue()[:cut])
+    with pytest.raises(ValueError, match="source must .*x.png"):
+        data.load_picture(tmp_path / "x.png")
+
+
+def test_a_missing_picture_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "shirt.png").replace("\\", ".")):
+        data.load_picture("shirt.png")
+
+
+NO_PICTURES = [
+    np.zeros((3, 5, 28)),
+    np.zeros((1, 28, 28), np.uint8),
+    torch.zeros(1, 1, 28, 28),
+    torch.full((28, 28), -1.0),
+    np.full((28, 28), 255.0),
+    np.full((28, 28), np.nan),
+    np.zeros((28, 28), np.int64),
+    np.zeros((28, 28), object),
+    np.zeros((0, 28), np.uint8),
+    np.zeros(28),
+    torch.tensor(1.0),
+    None,
+    7,
+    [[0, 255]],
+    "\0",
+    b"x",
+    ".",
+]
+
+
+@pytest.mark.parametrize("source", NO_PICTURES, ids=lambda s: repr(s)[:30])
+def test_what_is_no_picture_is_refused(source):
+    with pytest.raises(ValueError, match="source must"):
+        data.load_picture(source)

@@ -11,6 +11,8 @@ Data set: Xiao, Rasul, Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), MIT licence
 """
 
 import hashlib
+import io
+import os
 import warnings
 import zipfile
 import zlib
@@ -22,7 +24,7 @@ import torch
 
 import vqlib
 from vqlib import sources
-from vqlib.checks import check_choice, check_tensor, check_whole
+from vqlib.checks import check_choice, check_labels, check_tensor, check_whole, describe
 
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SIZE = 28  # pixels per side
@@ -44,7 +46,7 @@ class Dataset:
 
     def __post_init__(self):
         check_tensor("pixels", self.pixels, ("N", SIZE, SIZE), torch.uint8)
-        check_tensor("labels", self.labels, (len(self.pixels),), torch.int64, 0, 9, "There is one label per picture.")
+        check_labels(self.labels, len(CLASS_NAMES), len(self.pixels))
 
     def __len__(self):
         return len(self.pixels)
@@ -64,6 +66,59 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
     """The way back, rounded and clipped: (..., 1, 28, 28) float in [-1, 1] -> (..., 28, 28) uint8."""
     check_tensor("images", images, ("...", 1, SIZE, SIZE), float)
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).squeeze(-3)
+
+
+def load_picture(source, invert: bool | None = None) -> torch.Tensor:
+    """A picture of your own, prepared as those of Fashion-MNIST were: (1, 1, 28, 28) float32 in [-1, 1].
+
+    It is made grey, its longer side 28 pixels, and put in the middle, light on black. Nothing is cut off, so the piece
+    should fill the picture and lie on an even ground.
+
+    source: the path of a PNG or JPEG file, a PIL image, or an array or tensor, (H, W) or (H, W, 3 or 4), of uint8 or of
+        floats in [0, 1]. What is transparent becomes ground.
+    invert: whether to swap light and dark. None does if the rim is light, as in most photographs of clothes.
+    Raises FileNotFoundError if there is no such file, ValueError if the source is no picture.
+    """
+    from PIL import Image, ImageOps
+
+    source = _to_uint8(source) if isinstance(source, torch.Tensor | np.ndarray) else source
+    try:
+        if isinstance(source, np.ndarray):
+            picture = Image.fromarray(source)
+        elif isinstance(source, Image.Image):
+            picture = source
+        else:
+            path = Path(os.path.expanduser(source)).absolute()
+            picture = Image.open(io.BytesIO(path.read_bytes()))
+        picture = ImageOps.exif_transpose(picture)  # a camera may note which way it was held
+        if picture.mode.startswith("I"):  # 16 bits per pixel
+            picture = Image.fromarray((np.array(picture) / 257).astype(np.uint8))
+        grey, opaque = np.moveaxis(np.array(picture.convert("RGBA").convert("LA")) / 255, -1, 0)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no {path}. Give a path from where you stand, or a whole one") from error
+    except Exception as error:  # whatever Pillow raises of a damaged file
+        wanted = "source must be the path of a picture, a PIL image, or an array or tensor"
+        got = source if isinstance(source, str | Path) else describe(source)
+        raise ValueError(f"{wanted}, got {got} ({type(error).__name__}: {error})") from error
+    light = (grey * opaque).sum() < opaque.sum() / 2 if invert is None else invert  # a dark piece lies on light ground
+    grey = grey * opaque + light * (1 - opaque)
+    if invert or (invert is None and np.median([*grey[0], *grey[-1], *grey[:, 0], *grey[:, -1]]) > 0.5):
+        grey = 1 - grey
+    picture = Image.fromarray((grey * 255).round().astype(np.uint8))
+    return to_images(torch.from_numpy(np.array(ImageOps.pad(picture, (SIZE, SIZE))))[None])
+
+
+def _to_uint8(picture):
+    """An array or tensor as `load_picture` takes it, in uint8."""
+    if isinstance(picture, torch.Tensor):
+        picture = (picture.float() if picture.is_floating_point() else picture).detach().cpu().numpy()
+    if picture.size and (picture.ndim == 2 or picture.shape[2:] in ((3,), (4,))):
+        if picture.dtype == np.uint8:
+            return picture
+        if np.issubdtype(picture.dtype, np.floating) and ((picture >= 0) & (picture <= 1)).all():
+            return (picture * 255).round().astype(np.uint8)
+    wanted = "(H, W) or (H, W, 3 or 4), of uint8 or of floats in [0, 1]"
+    raise ValueError(f"source must be {wanted}, got {describe(picture)}. Images in [-1, 1] are ready as they are")
 
 
 def load(split: str, folder=None, *, mini=None, download=True, name="FashionMNIST") -> Dataset:
@@ -110,7 +165,7 @@ def split_validation(train: Dataset, n_validation=5000, seed=0) -> tuple[Dataset
     """Hold the same pictures out of a training set for every recipe to be compared: (training part, held-out part)."""
     check_whole("n_validation", n_validation, 1, len(train) - 1)
     check_whole("seed", seed, 0, 2**63 - 1)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(int(seed)))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(int(seed)), device="cpu")
     return train.subset(order[n_validation:]), train.subset(order[:n_validation])
 
 
