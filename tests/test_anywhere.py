@@ -238,6 +238,9 @@ def test_a_pair_is_loaded_and_used_whatever_the_defaults():
     with default_device("meta"), default_dtype(torch.float64):
         found = used()
     assert_same(found, wanted)
+    with torch.inference_mode():
+        pair = vqlib.load_pair(shipped=True)
+    assert not any(p.is_inference() for model in pair for p in model.parameters())  # or they couldn't be trained
 
 
 @pytest.mark.parametrize("name", USES)

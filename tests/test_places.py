@@ -15,10 +15,22 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
-from conftest import EMA_TINY, TRANSFORMER_TINY, VQVAE_TINY, forked, pictures, run, same_weights, stop_at, tokenizer
+import torch
+from conftest import (
+    EMA_TINY,
+    TRANSFORMER_TINY,
+    VQVAE_TINY,
+    forked,
+    pictures,
+    run,
+    same_weights,
+    seeded,
+    stop_at,
+    tokenizer,
+)
 
 import vqlib.__main__ as generate
-from vqlib import checkpoints, data, files, load_pair, records, scorecard, sources
+from vqlib import Pair, checkpoints, data, files, load_pair, records, scorecard, sources
 from vqlib.training import loop, stages
 from vqlib.transformer import Transformer
 
@@ -147,8 +159,12 @@ def replace(path):
     files.replace_file(path, bytes(5000))
 
 
+def save_png(path):
+    Pair.save_png(path, torch.rand(8, 1, 28, 28, generator=seeded()) * 2 - 1)
+
+
 @posix
-@pytest.mark.parametrize("write", [replace, save_transformer, score_again])
+@pytest.mark.parametrize("write", [replace, save_transformer, score_again, save_png])
 def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path, write):
     path = tmp_path / "file"
     for before in (None, b"the old one"):

@@ -146,9 +146,9 @@ def load_model(path, cls, config_cls, device="cpu", vqvae=None):
         config = config_cls(**info["config"])
         _check_fit(cls, config, tensors)
         _check_finite(tensors)
-        with torch.device("cpu"):  # whatever the default device is, and the default dtype
+        with torch.device("cpu"), torch.inference_mode(False):  # whatever the reader has set, it can be trained
             model = cls(config).float()
-        model.load_state_dict(tensors)
+            model.load_state_dict(tensors)
     except Exception as error:  # whatever a configuration that fits no model raises
         raise ValueError(f"{path} does not fit its configuration ({error}). {_remedy(path)}") from error
     odd = [name for name in ("recipe", "history", "test") if not isinstance(info.get(name), dict)]  # of a file by hand

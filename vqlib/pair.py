@@ -1,12 +1,13 @@
 """A trained pair, a tokenizer and the Transformer that learned its codes, and all that one can do with it."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from vqlib import checkpoints, checks, sampling
+from vqlib import checkpoints, checks, files, sampling
 from vqlib.data import CLASS_NAMES, to_pixels
 from vqlib.transformer import Transformer
 from vqlib.vqvae import GRID, VQVAE
@@ -91,9 +92,9 @@ class Pair(NamedTuple):
         checks.check_scale("images", images)
         pixels = to_pixels(images.cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
         grid = make_grid(pixels[:, None], nrow=columns, padding=0)[0]
-        path = checkpoints.expand(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid.numpy()).save(path, "PNG")
+        stream = io.BytesIO()
+        Image.fromarray(grid.numpy()).save(stream, "PNG")
+        files.replace_file(path, stream.getvalue())
 
 
 def load_pair(folder=None, *, shipped: bool = False, device="cpu") -> Pair:

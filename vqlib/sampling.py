@@ -107,16 +107,15 @@ def sample(
     """
     checks.check_knobs(temperature, top_k, top_p, guidance, generator)
     start = start_tokens(transformer, labels, guidance)
-    N, vocabulary, weight = len(start), transformer.config.vocabulary, transformer.token_embedding.weight
-    codes, P = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=weight.device), 0
+    N, vocabulary = len(start), transformer.config.vocabulary
+    codes, P = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=start.device), 0
     if prefix is not None:
         remedy = "It has a row per label, such as codes.flatten(1)[:, :21] for the upper three rows"
         checks.check_tensor("prefix", prefix, (N, "P"), torch.int64, 0, vocabulary.num_codes - 1, remedy)
         P = prefix.shape[1]
         checks.check_whole("the length of prefix", P, 0, CODES_PER_IMAGE)
         codes[:, :P] = prefix
-    noise = gumbel_noise(N, vocabulary.num_codes, generator)
-    noise = noise.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    noise = noise_for(transformer, N, generator)
     knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     with eval_mode(transformer):
         for t, (_, chosen) in enumerate(write(transformer, start, noise, codes[:, :P], **knobs), start=P):
@@ -140,6 +139,13 @@ def log_likelihood(transformer: Transformer, codes: torch.Tensor, labels: torch.
     Divide by -49 for nats per code, by -ln 2 for bits per picture.
     """
     return code_log_probs(transformer, codes, labels).sum(1)
+
+
+def noise_for(transformer, n, generator=None):
+    """`gumbel_noise` as `write` takes it: on the model's device, in float32 or, if the model is wider, in its dtype."""
+    weight = transformer.token_embedding.weight
+    noise = gumbel_noise(n, transformer.config.vocabulary.num_codes, generator)
+    return noise.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
 
 def start_tokens(transformer, labels, guidance):

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import trange
+from tqdm import trange
 
 from vqlib import checks
 from vqlib.data import to_images

@@ -1,23 +1,37 @@
-"""From key press to new picture: the sampling studio of notebook 05, in JupyterLab, in headless Chromium.
+"""From key press to new picture: each panel of notebooks 2 and 5, in JupyterLab, in headless Chromium.
 
-    python tests/benchmarks/panel_latency.py                  # over five minutes; nothing else should be running
-    python tests/benchmarks/panel_latency.py --moves 20       # a fast try
+    python tests/benchmarks/panel_latency.py              # three minutes; nothing else should be running
+    python tests/benchmarks/panel_latency.py --moves 500  # and then the sampling studio's temperature so often
 
-Moves the temperature by arrow key, at default settings. Prints milliseconds, median and 95th percentile of the first 50
-moves, and the kernel's memory after the first and after all.
+Moves sliders by arrow key, at default settings, and prints milliseconds: median and 95th percentile. Then drags the
+studio's temperature for three seconds, and prints how long after the last move its picture came, and how many pictures
+there were. Last, the kernel's memory after the first move of the studio and after all.
 """
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "browser"))
 import lab  # noqa: E402
+
+SLIDERS = {
+    "02_vqvae.ipynb": {"walk = panels": ("step", "revive below")},
+    "05_sampling.ipynb": {
+        "writing = panels": ("codes written", "class", "layer"),
+        "editor = panels": ("cell", "its code"),
+        "completion = panels": ("rows to keep", "seed"),
+        "studio = panels": ("temperature", "class", "seed"),
+    },
+}
+COUNT = """image => { window.count = 0; window.last = 0;
+new MutationObserver(() => { window.count += 1; window.last = performance.now(); })
+    .observe(image, {attributes: true, attributeFilter: ["src"]}); }"""
 
 
 def kernel_memory(server):
@@ -30,37 +44,54 @@ def kernel_memory(server):
     return sum(kernel.memory_info().rss for kernel in kernels) / 2**20
 
 
+def moved(panel, label, moves):
+    """Milliseconds of so many moves of a slider, there and back again."""
+    keys = ("ArrowLeft", "ArrowRight") if label == "class" else ("ArrowRight", "ArrowLeft")  # the last class may be set
+    return [1000 * lab.press(panel, label, keys[i % 2]) for i in range(moves)]
+
+
+def dragged(page, panel):
+    """Drag the temperature for three seconds: milliseconds until the picture of the last move, and how many came."""
+    lab.handle(panel, "temperature").scroll_into_view_if_needed()
+    lab.picture(panel).evaluate(COUNT)
+    knob, track = (
+        lab.handle(panel, "temperature").bounding_box(),
+        lab.handle(panel, "temperature").locator("xpath=ancestor::*[contains(@class,'noUi-target')]").bounding_box(),
+    )
+    y = knob["y"] + knob["height"] / 2
+    page.mouse.move(knob["x"] + knob["width"] / 2, y)
+    page.mouse.down()
+    for i in range(100):
+        page.mouse.move(track["x"] + track["width"] * (0.3 + 0.6 * abs(i % 40 - 20) / 20), y)
+        page.wait_for_timeout(30)
+    page.mouse.up()
+    let_go = page.evaluate("performance.now()")
+    time.sleep(3)
+    return page.evaluate("window.last") - let_go, page.evaluate("window.count")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moves", type=int, default=500)
+    parser.add_argument("--moves", type=int, default=0, help="further moves of the studio")
     options = parser.parse_args()
-    if options.moves < 1:
-        parser.error("--moves must be at least 1")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        lab.server(Path(folder)) as (address, server),
-        lab.page(address) as page,
-    ):
-        lab.run_all(page, address, "05_sampling.ipynb")
-        studio = lab.panel(page, "studio = panels.SamplingStudio")
-        first = lab.press(studio, "temperature", "ArrowRight")
-        memory, total, inside = kernel_memory(server), [], []
-        for move in range(options.moves):
-            total.append(1000 * lab.press(studio, "temperature", "ArrowLeft" if move % 8 < 4 else "ArrowRight"))
-            page.wait_for_timeout(50)  # the status comes after the picture
-            inside.append(int(re.search(r"(\d+) ms", studio.locator(".widget-html").last.inner_text())[1]))
-        print(f"first move {1000 * first:.0f} ms; then, first {len(total[:50])} moves:")
-        for name, values in (("key press to picture", total), ("of that, in the panel's own callback", inside)):
-            values = sorted(values[:50])
-            print(
-                f"{name}: median {statistics.median(values):.0f} ms, 95th percentile "
-                f"{values[round(0.95 * (len(values) - 1))]:.0f} ms"
-            )
-        print(
-            f"kernel memory: {memory:.0f} MiB after the first move, {kernel_memory(server):.0f} MiB "
-            f"after {options.moves} more"
-        )
-        assert page.complaints == [], page.complaints
+    for notebook, panels in SLIDERS.items():
+        with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, server):
+            with lab.page(address) as page:
+                lab.run_all(page, address, notebook)
+                for code, labels in panels.items():
+                    panel = lab.panel(page, code)
+                    for label in labels:
+                        values = sorted(moved(panel, label, 24))
+                        shown = f"median {statistics.median(values):.0f} ms, 95th percentile {values[22]:.0f} ms"
+                        print(f"{code.split()[0]}, {label}: {shown}", flush=True)
+                if notebook == list(SLIDERS)[-1]:
+                    memory = kernel_memory(server)
+                    late, count = dragged(page, panel)
+                    print(f"dragged for 3 s: {count} pictures, the last {late:.0f} ms after the knob was let go")
+                    moved(panel, "temperature", options.moves)
+                    after = kernel_memory(server)
+                    print(f"kernels' memory: {memory:.0f} MiB, {after:.0f} MiB after {options.moves} more moves")
+                assert page.complaints == [], page.complaints
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ would swallow an error in a callback: here it is shown in the line of status and
 """
 
 import base64
+import contextlib
 import html
 import random
 import time
 
 import IPython
+import torch
 
 from vqlib import checkpoints, data
 from vqlib.checks import check_kinds
@@ -80,6 +82,21 @@ def running_cell():
     return metadata.get("cellId", shell.user_ns["In"][-1]), shell.execution_count  # not all front ends send an id
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Within it PyTorch computes on one thread.
+
+    What a panel computes is small. A second thread would gain little, and while it waits for work it would take a core
+    from the browser that draws the result.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Panel:
     """The base of all panels. A cell that ends with the panel shows it; so does ``panel.widget``, in a front end.
 
@@ -141,7 +158,8 @@ class Panel:
         """Run an action, and show the words that it returns, if any, or its error."""
         began = time.perf_counter()
         try:
-            words = action()
+            with one_thread():
+                words = action()
             self._grey()
             self.error = None
             if words is not None:

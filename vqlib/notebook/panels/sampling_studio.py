@@ -17,7 +17,7 @@ from vqlib.notebook.panels import base
 from vqlib.notebook.panels.base import Panel, slider
 from vqlib.notebook.panels.drawing import FAINT, RIGHT, WRONG, gallery
 from vqlib.pair import seeded
-from vqlib.sampling import gumbel_noise, start_tokens, write
+from vqlib.sampling import noise_for, start_tokens, write
 from vqlib.transformer import eval_mode
 from vqlib.vqvae import GRID
 
@@ -38,11 +38,11 @@ def write_strip(pair, judge, label, n=6, seed=0, critic=None, draws=1, **knobs):
         raise ValueError(f"choosing {n} of {draws * n} images needs a critic: checkpoints.load_classifier('critic')")
     transformer, knobs = pair.transformer, {"temperature": 0.8, "top_k": None, "top_p": 1.0, "guidance": 1.0} | knobs
     check_knobs(**knobs)
-    start = start_tokens(transformer, torch.full((draws * n,), label), knobs["guidance"])
-    noise = gumbel_noise(len(start), transformer.config.num_codes, seeded(seed))
+    start = start_tokens(transformer, torch.full((draws * n,), label, device="cpu"), knobs["guidance"])
+    noise = noise_for(transformer, len(start), seeded(seed))
     codes, surprise = [], []
     with eval_mode(transformer):  # `sample`, written out, since here the logits are needed, too
-        for logits, chosen in write(transformer, start, noise.to(transformer.token_embedding.weight), **knobs):
+        for logits, chosen in write(transformer, start, noise, **knobs):
             codes.append(chosen)
             surprise.append(F.cross_entropy(logits, chosen, reduction="none"))
     images = pair.decode(torch.stack(codes, 1).reshape(-1, GRID, GRID))
