@@ -14,18 +14,17 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
 import lab  # noqa: E402
 
-with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, _), lab.page(address) as page:
+with tempfile.TemporaryDirectory() as folder, lab.server(Path(folder)) as (address, _), lab.page(address, 1400) as page:
     lab.run_all(page, address, "05_sampling.ipynb")
     writing, editor = (lab.panel(page, code) for code in ("writing = panels", "editor = panels"))
-    for _ in range(24):
-        lab.press(writing, "codes written", "ArrowRight")
-    lab.press(editor, "cell", "Home")
-    lab.changing(editor, editor.locator(".widget-gridbox").first.locator("button").nth(24).click)
-    lab.changing(editor, editor.locator(".widget-gridbox").nth(1).locator("button").nth(28).click)  # a black one
+    palette = editor.locator(".vqlib-grid").nth(1)
+    at = {"x": 4.5 * 24, "y": 3.5 * 24}  # code 28, a black one, in the middle cell
+    lab.changing(editor, lambda: palette.click(position=at))
     editor.locator(".widget-html", has_text="1 code changed").wait_for()  # it comes after the picture and the style
     shots = [Image.open(io.BytesIO(panel.screenshot())).convert("RGB") for panel in (writing, editor)]
-shots = [shot.crop((0, 0, 740, shot.height)) for shot in shots]
-sheet = Image.new("RGB", (740, sum(shot.height for shot in shots) + 24), "white")
+width = 960
+shots = [shot.crop((0, 0, width, shot.height)) for shot in shots]
+sheet = Image.new("RGB", (width, sum(shot.height for shot in shots) + 24), "white")
 sheet.paste(shots[0], (0, 0))
 sheet.paste(shots[1], (0, shots[0].height + 24))
 path = ROOT / "notebooks" / "panels.png"
