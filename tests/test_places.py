@@ -207,6 +207,8 @@ def stand():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         (Path(folder) / "pyproject.toml").touch()
+        shutil.copytree(checkpoints.SHIPPED, Path(folder) / "shipped")  # the real ones may lie where nobody else looks
+        shutil.copy(data.MINI_FILE, Path(folder) / "shipped")
         (Path(folder) / "open").mkdir()
         os.chmod(Path(folder) / "open", 0o777)
         yield Path(folder)
@@ -225,6 +227,7 @@ def as_somebody(folder, home, checkout):
     if home:
         os.environ["HOME"] = home
     checkpoints.__file__ = str(folder / ("vqlib" if checkout else "site-packages/vqlib") / "checkpoints.py")
+    checkpoints.SHIPPED, data.MINI_FILE = folder / "shipped", folder / "shipped" / data.MINI_FILE.name
     sources.SYSTEM_FOLDER = Path("/nowhere")
     files.tempfile.tempdir = str(folder / "open")
     os.chdir(folder)
@@ -275,7 +278,7 @@ def without_a_home(folder, home):
     if not home:
         for path in ("~/m.safetensors", "~"):
             assert "home" in refusal(OSError, run, VQVAE_TINY, some, path)
-    assert sorted(os.listdir(".")) == ["open", "pyproject.toml"]  # and no folder that is named ~
+    assert sorted(os.listdir(".")) == ["open", "pyproject.toml", "shipped"]  # and no folder that is named ~
 
 
 @posix

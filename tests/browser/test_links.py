@@ -90,6 +90,7 @@ def test_the_command_opens_the_first_notebook(page):
     in_front(page, "notebooks/01_data.ipynb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path.as_posix() for path in NOTEBOOKS])
 def test_each_link_opens_what_it_names(page, path):
     page, address = page
