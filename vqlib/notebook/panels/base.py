@@ -105,6 +105,7 @@ class Panel:
     arguments and ends with the first picture.
     """
 
+    beside = None  # how wide the results are that stand beside the controls, if that isn't the picture's width
     _standing = {}  # (kind of panel, cell) -> (number of the cell's run, the panels that it made)
 
     def __init__(self, *args, **kwargs):
@@ -183,7 +184,7 @@ class Panel:
         width = f"{png_size(png)[0]}px"
         if (layout := self.image.layout).width != width:
             layout.width, layout.max_width, layout.display = width, "calc(100% - 4px)", None
-            self.results.layout.flex = f"1 1 {width}"  # below this width it moves under the controls
+            self.results.layout.flex = f"1 1 {self.beside or width}"  # where there is less room, it stands below
         self.image.value = png
 
     def _set_pair(self, pair):

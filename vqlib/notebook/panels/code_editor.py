@@ -44,6 +44,7 @@ class CodeEditor(Panel):
     """
 
     UNIT = 28  # pixels on the page for each cell
+    beside = "600px"  # the picture, the palette and the surprise
 
     def _build(self, pair=None, number=4):
         self._set_pair(pair)
