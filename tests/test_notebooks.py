@@ -166,14 +166,18 @@ def test_a_name_that_cells_share_is_made_in_one_of_them(path):
 
 
 def shown(cell):
-    """The text and pictures that a cell shows, without progress, times and addresses in memory."""
-    timed, parts = re.search(r"\btime\.|milliseconds", cell.source), []
+    """The text and the pictures that a cell shows, without progress, times and addresses in memory.
+
+    A kernel may send what a cell prints in one piece or in two, before or after a picture.
+    """
+    timed, text, pictures = re.search(r"\btime\.|milliseconds", cell.source), [], []
     for output in cell.outputs:
         data = output.get("data", {})
         if output.get("name") != "stderr":
-            parts += [output.get("text", ""), output.get("evalue", ""), data.get("text/plain", "")]
-        parts += [data.get("text/markdown", ""), "" if timed else f"picture {hash(data.get('image/png'))}"]
-    return re.sub(r"[\d.,]+ (ms|s|seconds|minutes)\b|0x[0-9a-f]+", "", "".join(parts))
+            text += [output.get("text", ""), output.get("evalue", ""), data.get("text/plain", "")]
+        text.append(data.get("text/markdown", ""))
+        pictures += [data["image/png"]] if "image/png" in data and not timed else []
+    return re.sub(r"[\d.,]+ (ms|s|seconds|minutes)\b|0x[0-9a-f]+", "", "".join(text)), list(map(hash, pictures))
 
 
 @each_notebook
