@@ -359,3 +359,11 @@ NO_PICTURES = [
 def test_what_is_no_picture_is_refused(source):
     with pytest.raises(ValueError, match="source must"):
         data.load_picture(source)
+
+
+@pytest.mark.parametrize("ground", [120, 200, 230, 255])
+def test_the_ground_of_a_photograph_becomes_black(ground):
+    drawn = np.full((200, 150), ground, np.uint8)
+    drawn[50:150, 40:110] = 30
+    picture = data.load_picture(drawn, invert=True)
+    assert picture.min() == -1 and (picture == -1).float().mean() > 0.5 and picture[0, 0, 14, 14] > 0

@@ -392,3 +392,9 @@ def test_another_command_shows_the_usage(arguments, capsys):
 def test_a_pair_says_in_a_line_which_weights_it_has():
     shown = repr(vqlib.load_pair(shipped=True))
     assert "\n" not in shown and shown.count("shipped weights") == 2
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 28, 28), torch.zeros(1, 1, 28, 28, dtype=torch.uint8), [0], "a.png"])
+def test_save_png_refuses_what_are_no_images(images, tmp_path):
+    with pytest.raises(ValueError, match="images"):
+        Pair.save_png(tmp_path / "x.png", images)

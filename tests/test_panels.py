@@ -634,6 +634,7 @@ from vqlib.notebook import panels
 
 CONTROLS = {  # of each panel: where a control is without effect, and a value to move it to there
     "SamplingStudio": ({"temperature": 0.0}, {"seed": 7, "top_k": 2, "top_p": 0.3, "draws": 4}),
+    "SamplingStudio, one code": ({"top_k": 1}, {"seed": 7, "top_p": 0.3, "draws": 4}),
     "TokenByToken": ({"step": 0}, {"layer": 1, "head": 3}),
     "TokenByToken at its end": ({"step": 49}, {"layer": 1, "head": 3}),
     "TokenByToken, greedy": ({"temperature": 0.0}, {"seed": 5}),
@@ -759,3 +760,28 @@ def test_a_cell_that_is_run_thirty_times_holds_one_panel(tmp_path, kind):
             counts.append(count), sizes.append(size)
     assert len(set(counts)) == 1, counts
     assert sizes[-1] - sizes[4] < 50, sizes  # MiB
+
+
+def test_a_panel_computes_on_one_thread_whatever_is_set_and_leaves_all_as_it_was(monkeypatch, pair):
+    seen = []
+    monkeypatch.setattr(panels.Completion, "_update", lambda panel: seen.append(torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        panels.Completion(pair)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_panel_draws_the_same_under_other_defaults():
+    points = torch.randn(100, 2, generator=seeded())
+    wanted = panels.QuantizerWalk(points).image.value
+    torch.set_default_dtype(torch.float64)
+    try:
+        panel = panels.QuantizerWalk(points)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    no_error(panel)
+    assert panel.image.value == wanted

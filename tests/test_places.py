@@ -359,3 +359,34 @@ def test_data_is_looked_for_from_where_one_stands_and_named_in_full(tmp_path, mo
     assert str(tmp_path / "mine") in refusal(ValueError, data.load, "test", "mine")
     monkeypatch.setenv("VQLIB_DATA", "nowhere")
     assert str(tmp_path / "nowhere") in refusal(FileNotFoundError, data.load, "test")
+
+
+@posix
+def test_a_link_is_written_through_a_device_written_to_and_a_mode_kept(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    files.replace_file(tmp_path / "link", b"first")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"first"
+    os.chmod(tmp_path / "target", 0o664)
+    files.replace_file(tmp_path / "link", b"second")
+    assert (tmp_path / "target").read_bytes() == b"second" and (tmp_path / "target").stat().st_mode & 0o777 == 0o664
+    files.replace_file("/dev/null", b"third")
+    assert not Path("/dev/null").is_file()
+
+
+@posix
+def test_another_users_run_is_left_alone(stand):
+    shared = stand / "open" / "m.safetensors"
+    with files.only_writer(shared):
+        os.chmod(stand / "open" / f".{shared.name}.lock", 0o644)
+        assert "another process" in in_child(refused_as_somebody, stand, shared)
+        assert (stand / "open" / f".{shared.name}.lock").exists()
+
+
+def refused_as_somebody(folder, path):
+    as_somebody(folder, None, checkout=True)
+
+    def write():
+        with files.only_writer(path):
+            pass
+
+    return refusal(BlockingIOError, write)

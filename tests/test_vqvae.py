@@ -416,3 +416,18 @@ def test_real_pixels_are_refused_until_they_are_scaled(train):
 def test_a_configuration_is_checked(name, value):
     with pytest.raises(ValueError, match=name):
         VQVAEConfig(**{name: value})
+
+
+def test_all_that_chooses_the_nearest_does_so_in_float32_under_autocast(test):
+    torch.manual_seed(0)
+    model, images = VQVAE().eval(), data.to_images(test.pixels[:64])
+    points = model.encoder(images).detach().permute(0, 2, 3, 1).reshape(-1, 16)
+    centres, assigned = kmeans(points, 64, generator=seeded())
+    codes = model.quantizer.nearest(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.quantizer.nearest(points), codes)
+        found = kmeans(points, 64, generator=seeded())
+        model.quantizer.ema_update(points, codes)
+        encoded, forward = model.encode(images), model(images).quantized.codes
+    assert torch.equal(found[0], centres) and torch.equal(found[1], assigned)
+    assert torch.equal(encoded, forward)

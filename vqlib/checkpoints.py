@@ -149,6 +149,9 @@ def load_model(path, cls, config_cls, device="cpu", vqvae=None):
         with torch.device("cpu"), torch.inference_mode(False):  # whatever the reader has set, it can be trained
             model = cls(config).float()
             model.load_state_dict(tensors)
+    except (AttributeError, ImportError) as error:  # the file is not to blame
+        remedy = "If a cell or an import was stopped before its end, restart the kernel, or Python"
+        raise RuntimeError(f"PyTorch doesn't work as it should here ({error}). {remedy}") from error
     except Exception as error:  # whatever a configuration that fits no model raises
         raise ValueError(f"{path} does not fit its configuration ({error}). {_remedy(path)}") from error
     odd = [name for name in ("recipe", "history", "test") if not isinstance(info.get(name), dict)]  # of a file by hand

@@ -102,8 +102,14 @@ def load_picture(source, invert: bool | None = None) -> torch.Tensor:
         raise ValueError(f"{wanted}, got {got} ({type(error).__name__}: {error})") from error
     light = (grey * opaque).sum() < opaque.sum() / 2 if invert is None else invert  # a dark piece lies on light ground
     grey = grey * opaque + light * (1 - opaque)
-    if invert or (invert is None and np.median([*grey[0], *grey[-1], *grey[:, 0], *grey[:, -1]]) > 0.5):
+
+    def ground():
+        return np.median([*grey[0], *grey[-1], *grey[:, 0], *grey[:, -1]])
+
+    if invert or (invert is None and ground() > 0.5):
         grey = 1 - grey
+    if grey.shape != (SIZE, SIZE):  # one of this size is taken to be prepared already; no photograph's ground is black
+        grey = ((grey - ground()) / (1 - min(ground(), 0.9))).clip(0, 1)
     picture = Image.fromarray((grey * 255).round().astype(np.uint8))
     return to_images(torch.from_numpy(np.array(ImageOps.pad(picture, (SIZE, SIZE))))[None])
 
@@ -118,7 +124,8 @@ def _to_uint8(picture):
         if np.issubdtype(picture.dtype, np.floating) and ((picture >= 0) & (picture <= 1)).all():
             return (picture * 255).round().astype(np.uint8)
     wanted = "(H, W) or (H, W, 3 or 4), of uint8 or of floats in [0, 1]"
-    raise ValueError(f"source must be {wanted}, got {describe(picture)}. Images in [-1, 1] are ready as they are")
+    got = f"{describe(picture)}, {picture.min():.4g} … {picture.max():.4g}" if picture.size else describe(picture)
+    raise ValueError(f"source must be {wanted}, got {got}. Images in [-1, 1] are ready as they are")
 
 
 def load(split: str, folder=None, *, mini=None, download=True, name="FashionMNIST") -> Dataset:
@@ -171,4 +178,4 @@ def split_validation(train: Dataset, n_validation=5000, seed=0) -> tuple[Dataset
 
 def fingerprint(dataset: Dataset) -> str:
     """The SHA-256 of a dataset's pixels and labels: the same pictures in the same order give the same one."""
-    return hashlib.sha256(dataset.pixels.numpy().tobytes() + dataset.labels.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(dataset.pixels.cpu().numpy().tobytes() + dataset.labels.cpu().numpy().tobytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -36,15 +37,20 @@ def replace_file(path, content: bytes):
     The new file is complete and on the disk before it replaces the old one. So a write that is killed, or fails with
     OSError, leaves the old one as it was.
     """
-    path = expand(path)
+    path = expand(path).resolve()  # what a link leads to is replaced, not the link
     check_writable(path)
     try:
+        if path.exists() and not path.is_file():  # such as /dev/null: nothing to lose there
+            path.write_bytes(content)
+            return
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as folder:
             temporary = os.path.join(folder, path.name)
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, temporary)
             os.replace(temporary, path)
     except OSError as error:
         raise type(error)(f"cannot save {path}: {error}. What stood there before is untouched. {REMEDY}") from error
@@ -59,15 +65,15 @@ def only_writer(path):
     """
     path = expand(path)
     check_writable(path)
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0, is_singleton=True)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0, mode=0o666, is_singleton=True)
     outermost = not lock.is_locked
     try:
         lock.acquire()
-    except filelock.Timeout:
+    except (filelock.Timeout, PermissionError):  # the second: it is another user's
         remedy = "Wait until it has ended, or give this one another place (path=, --out, or VQLIB_RUNS for all runs)"
         raise BlockingIOError(f"another process is at work on {path}. {remedy}") from None
-    except OSError:
-        pass  # a file system without locks: then there is none, but the work can be done
+    except (OSError, NotImplementedError):  # a file system without locks: then there is none, but the work can be done
+        outermost = False
     try:
         yield
     finally:

@@ -87,9 +87,9 @@ class Pair(NamedTuple):
         from PIL import Image
         from torchvision.utils import make_grid
 
+        checks.check_images("images", images)
         for name, number in (("number of images", len(images)), ("columns", columns), ("zoom", zoom)):
             checks.check_whole(name, number, 1)
-        checks.check_scale("images", images)
         pixels = to_pixels(images.cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
         grid = make_grid(pixels[:, None], nrow=columns, padding=0)[0]
         stream = io.BytesIO()

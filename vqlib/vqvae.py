@@ -106,9 +106,8 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, vectors):
         """The codes of the nearest codebook vectors: (..., D) float -> (...) int64."""
-        with torch.autocast(vectors.device.type, enabled=False):  # in half precision, rounding would choose
-            codebook = widened(self.codebook)
-            return nearest_index(vectors.to(codebook.dtype), codebook)
+        codebook = widened(self.codebook)
+        return nearest_index(vectors.to(codebook.dtype), codebook)
 
     def forward(self, latents):
         """(B, D, 7, 7) float latents -> `Quantized`."""
@@ -162,7 +161,8 @@ class VectorQuantizer(nn.Module):
         remedy = "Averages in half precision lose their small steps. Train in float32, with autocast if need be"
         checks.check_choice("the codebook's dtype", self.codebook.dtype, (torch.float32, torch.float64), remedy)
         checks.check_tensor("vectors", vectors, (len(codes), D), self.codebook.dtype)
-        return self.ema_step(vectors, codes, decay, revive_below, generator)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.ema_step(vectors, codes, decay, revive_below, generator)
 
     @torch.no_grad()
     def ema_step(self, vectors, codes, decay, revive_below, generator):
@@ -243,7 +243,8 @@ def kmeans(points, k, iterations=20, generator=None):
 
 def nearest_index(vectors, centres):
     """Index of the nearest of K centres: (..., D), (K, D) float -> (...) int64. Ties go to the lower index."""
-    distances = centres.pow(2).sum(1) - 2 * vectors @ centres.T  # |v - c|² less |v|², which is the same for all c
+    with torch.autocast(vectors.device.type, enabled=False):  # in half precision, rounding would choose
+        distances = centres.pow(2).sum(1) - 2 * vectors @ centres.T  # |v - c|² less |v|², which is the same for all c
     return distances.argmin(-1)
 
 

@@ -99,6 +99,8 @@ def test_the_picture_stands_beside_its_controls_and_below_them_in_a_narrow_windo
         page.set_viewport_size({"width": 700, "height": 900})
         page.wait_for_timeout(300)
         assert places() == (False, True)
+        controls = lab.panel(page, f"{name} = panels").locator(".widget-vbox").first
+        assert controls.evaluate("box => box.scrollWidth <= box.clientWidth")  # nothing is cut off
     finally:
         page.set_viewport_size({"width": 1280, "height": 1000})
 
@@ -154,6 +156,16 @@ def test_the_code_editor_by_keyboard_stays_in_its_grid(page):
         assert cells.evaluate("grid => grid === document.activeElement")
     editor.locator(".widget-readout").nth(1).filter(has_text="6").wait_for(timeout=10_000)  # the slider follows
     assert page.locator(".jp-Notebook .jp-mod-active .jp-InputPrompt").inner_text() == prompt  # the notebook stays, too
+
+
+def test_keys_that_delete_or_choose_cells_do_nothing_in_a_panel(page):
+    count = page.locator(".jp-Notebook .jp-Cell").count()
+    editor = lab.panel(page, "editor = panels.CodeEditor")
+    editor.locator(".vqlib-grid").nth(0).click(position={"x": 5, "y": 5})
+    for key in "ddjjkkxab":
+        page.keyboard.press(key)
+    assert page.locator(".jp-Notebook .jp-Cell").count() == count
+    assert editor.locator(".vqlib-grid").nth(0).evaluate("grid => grid === document.activeElement")
 
 
 def test_sliders_take_all_four_arrow_keys(page):

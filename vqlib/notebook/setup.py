@@ -76,8 +76,8 @@ def _how_to_go_on(name, cells):
     number = max((i for i, cell in enumerate(cells[:-1]) if _makes(cell, name)), default=None)
     if number is None:
         return f"`{name}` isn't there yet: no cell that has run makes it. Run the cells above this one first, in order."
-    words = f"`{name}` isn't there yet: the cell that makes it, [{number}], hasn't run to its end. Run it again"
-    return f"{words}; training goes on from its checkpoint." if "path=" in cells[number] else f"{words}."
+    words = f"`{name}` isn't there yet: the cell that makes it, [{number}], may not have run to its end. Run it again"
+    return f"{words}; what it trains goes on from its checkpoint." if "path=" in cells[number] else f"{words}."
 
 
 def _makes(cell, name):

@@ -22,9 +22,10 @@ from vqlib.training import devices, distributed, recipes, stages
 from vqlib.vqvae import kmeans
 
 STOPPED = "Stopped. What was finished is saved, and the same command goes on from there."
-TRY = """This is a try of some minutes, on 2,000 of the 60,000 pictures. It shows that everything runs. Its figures are
-far from those of all the data, and what such a model draws is debris."""
-FULL = "This was a try. What all of the data gives is in the shipped pair: vqlib.load_pair(shipped=True)."
+TRY = """This is a try of some minutes, on 2,000 of the 60,000 pictures. It shows that
+everything runs. Its figures are far from those of all the data, and what such a
+model draws is debris."""
+FULL = "This was a try. What all of the data gives: vqlib.load_pair(shipped=True)."
 
 
 def parse(arguments):

@@ -126,7 +126,8 @@ def run(stage, optimizers, path, data_id, steps, progress):
             if now.asked_to_stop:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
-            kept = f"{now.checkpoint} is of step {now.saved}: the same command goes on from there."
+            now.bar.close()  # or the words would stand on its line
+            kept = f"{now.checkpoint} is of step {now.saved}: the same command, or cell, goes on from there."
             words = f"Stopped at step {now.step}. {kept if now.saved else 'No checkpoint was written.'}"
             distributed.say(words)
             raise KeyboardInterrupt(words) from None

@@ -174,6 +174,7 @@ def train_vqvae(recipe: VQVAERecipe, train, validation=None, test=None, *, path=
     train, validation, test: `data.Dataset`. validation is scored after each epoch, test once, at the end.
     path: where to save the result, with checkpoints beside it; None saves nothing. A finished run of the same recipe on
     the same data that stands there already is loaded instead. device: `pick_device` by default.
+    One at a time in a process: it seeds PyTorch's global generators, which threads share.
     Raises ValueError if an argument is of another kind or a data set is empty, and whatever `fit` raises.
     """
     check_kinds(recipe=(recipe, VQVAERecipe))

@@ -18,8 +18,9 @@ from vqlib.checks import check_kinds
 from vqlib.notebook.panels.drawing import png_size, still
 from vqlib.notebook.panels.frontend import Keys, W, family
 from vqlib.pair import Pair, load_pair
+from vqlib.training.devices import own_state
 
-LABEL, WIDE = {"description_width": "100px"}, {"width": "340px", "max_width": "98%"}
+LABEL, WIDE = {"description_width": "100px"}, {"width": "320px", "max_width": "98%"}
 TO_PLAY = "A still picture: run all cells to play with it."
 GONE = "The kernel that moved this panel is gone. Run all cells to play with it again."
 NOTE = f"""<style>.vqlib-gone {{display: none}} .jupyter-widgets-disconnected > .vqlib-gone {{display: block}}</style>
@@ -79,7 +80,7 @@ def running_cell():
     if not hasattr(shell, "kernel"):
         return None, 0
     metadata = shell.get_parent().get("metadata", {})
-    return metadata.get("cellId", shell.user_ns["In"][-1]), shell.execution_count  # not all front ends send an id
+    return metadata.get("cellId") or shell.history_manager.input_hist_raw[-1], shell.execution_count  # not all send ids
 
 
 @contextlib.contextmanager
@@ -100,18 +101,18 @@ def one_thread():
 class Panel:
     """The base of all panels. A cell that ends with the panel shows it; so does ``panel.widget``, in a front end.
 
-    ``panel.error`` is None, or what the last move raised. ``panel.close()`` frees the panel; a new panel of the same
-    kind from the same cell closes the old one. A subclass makes its controls in ``_build``, which takes the panel's
-    arguments and ends with the first picture.
+    ``panel.error`` is None, or what the last move raised. ``panel.close()`` frees the panel; when
+    its cell runs again and makes a panel, the old one is closed. A subclass makes its controls in ``_build``, which
+    takes the panel's arguments and ends with the first picture.
     """
 
     beside = None  # how wide the results are that stand beside the controls, if that isn't the picture's width
-    _standing = {}  # (kind of panel, cell) -> (number of the cell's run, the panels that it made)
+    _standing = {}  # cell -> (number of its last run that made panels, those)
 
     def __init__(self, *args, **kwargs):
         self.error, self.status = None, W.HTML("&nbsp;")
         self.image = W.Image(format="png", layout={"display": "none"}).add_class("vqlib-picture")  # until it is drawn
-        self.controls = W.VBox(layout={"flex": "0 1 350px", "margin": "0 8px 0 0", "align_items": "flex-start"})
+        self.controls = W.VBox(layout={"flex": "0 1 330px", "margin": "0 8px 0 0", "align_items": "flex-start"})
         self.pictures = row(self.image, align_items="flex-start")
         self.results = W.VBox([self.pictures, self.status], layout={"min_width": "0"})
         gone = W.HTML(NOTE).add_class("vqlib-gone")
@@ -125,12 +126,12 @@ class Panel:
         cell, run = running_cell()
         if cell is None:
             return
-        earlier, standing = Panel._standing.get((type(self), cell), (run, []))
+        earlier, standing = Panel._standing.get(cell, (run, []))
         if earlier != run:
             for panel in standing:
                 panel.close()
             standing = []
-        Panel._standing[type(self), cell] = run, [*standing, self]
+        Panel._standing[cell] = run, [*standing, self]
 
     def close(self):
         """Take the panel off the page, and free what it holds. It can't be shown again."""
@@ -159,7 +160,7 @@ class Panel:
         """Run an action, and show the words that it returns, if any, or its error."""
         began = time.perf_counter()
         try:
-            with one_thread():
+            with one_thread(), own_state("cpu"):  # whatever the reader has set
                 words = action()
             self._grey()
             self.error = None
@@ -201,12 +202,12 @@ class Panel:
         """A test picture: (1, 1, 28, 28) in [-1, 1]."""
         return data.to_images(self.tests.pixels[number : number + 1])
 
-    def _seed_row(self, seed):
+    def _seed_controls(self, seed):
         """A slider for the seed, and a button that moves it."""
         self.seed = slider("seed", seed, 0, 999)
         self.new_seed = button("new seed", "random", "Draw new noise")
         self.new_seed.on_click(self._move_seed)
-        return W.VBox([self.seed, self.new_seed], layout={"align_items": "flex-start"})
+        return self.seed, self.new_seed
 
     def _move_seed(self, button):
         self.seed.value = (self.seed.value + random.randrange(1, 1000)) % 1000  # never the same again
@@ -214,11 +215,11 @@ class Panel:
     def _grey_seed(self, without_effect):
         self.seed.disabled = self.new_seed.disabled = without_effect
 
-    def _play_row(self, description, first, last, interval):
+    def _play_controls(self, description, first, last, interval):
         """A slider for steps 0 … last, and a button that plays them, tied together in the front end."""
         self.play = W.Play(value=first, min=0, max=last, interval=interval, description="play")
         self.step = slider(description, first, 0, last)
         self.link = W.jslink((self.play, "value"), (self.step, "value"))
         self._parts.append(self.link)
         self.play.layout.margin = "2px 2px 2px 106px"
-        return W.VBox([self.step, self.play], layout={"align_items": "flex-start"})
+        return self.step, self.play

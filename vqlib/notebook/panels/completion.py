@@ -31,9 +31,9 @@ class Completion(Panel):
         self._test_pictures(number)
         self.n = n
         self.rows, self.temperature = slider("rows to keep", rows, 0, GRID), base.temperature_slider()
-        seed_row = self._seed_row(seed)
+        seed_controls = self._seed_controls(seed)
         self._on_move(self._update, self.number, self.rows, self.temperature, self.seed)
-        self.controls.children = [self.number, self.rows, seed_row, base.more(self.temperature)]
+        self.controls.children = [self.number, self.rows, *seed_controls, base.more(self.temperature)]
         return self._update()
 
     def _update(self):

@@ -88,15 +88,15 @@ class QuantizerWalk(Panel):
 
     def _build(self, points, K=8, seed=0):
         self.points = points
-        play_row = self._play_row("step", self.STEPS // 2, self.STEPS, 200)
+        play = self._play_controls("step", self.STEPS // 2, self.STEPS, 200)
         self.start = W.Dropdown(description="codes start", options=STARTS, style=LABEL, layout={"width": "300px"})
         self.revive = slider("revive below", 0.0, 0.0, 0.5, 0.05)
         self.K = slider("K, codes", K, 2, max(16, K))
         self.decay = slider("decay", 0.9, 0.5, 0.99, 0.01)
-        seed_row = self._seed_row(seed)
+        new_seed = self._seed_controls(seed)
         self._on_move(self._walk, self.start, self.revive, self.K, self.decay, self.seed)
         self._on_move(self._draw, self.step)
-        self.controls.children = [play_row, self.start, self.revive, seed_row, base.more(self.K, self.decay)]
+        self.controls.children = [*play, self.start, self.revive, *new_seed, base.more(self.K, self.decay)]
         return self._walk()
 
     def _walk(self):
@@ -106,6 +106,8 @@ class QuantizerWalk(Panel):
 
     def _draw(self):
         self._show(draw_walk(self.points, self.walk, self.step.value))
+        if self.step.value == 0:
+            return "before the first step: what revival and decay do shows from step 1 on"
         return "points and ground have the colour of their nearest code"
 
     def _grey(self):

@@ -90,12 +90,12 @@ class SamplingStudio(Panel):
         self.n = slider("how many", n, 1, 16)
         ranks = [("off", 1), ("best half", 2), ("best quarter", 4), ("best eighth", 8)]
         self.draws = base.choice("rerank", 1, ranks)
-        seed_row = self._seed_row(seed)
+        seed_controls = self._seed_controls(seed)
         self.save = base.button("save as PNG", "save", "Write this strip into the folder that the kernel runs in")
         hidden = self.guidance, self.top_k, self.top_p, self.n, self.draws
         self._on_move(self._update, self.label, self.temperature, *hidden, self.seed)
         self._on_click(self.save, self._save)
-        self.controls.children = [self.label, self.temperature, seed_row, base.more(*hidden, self.save)]
+        self.controls.children = [self.label, self.temperature, *seed_controls, base.more(*hidden, self.save)]
         return self._update()
 
     def _update(self):
@@ -110,13 +110,16 @@ class SamplingStudio(Panel):
         ending = [f"best-of-{draws}"] * (draws > 1)
         name = CLASS_NAMES[label].lower().replace(" ", "-").replace("/", "-")
         self.stem = "-".join([name, *turned, f"seed{seed}", *ending])
-        greedy = "" if knobs["temperature"] else "; at temperature 0 all are the same, and the seed does nothing"
+        greedy = "; only the likeliest code is kept, so all are the same, and the seed does nothing" * self._greedy()
         return f"the judge sees {CLASS_NAMES[label]} in {(strip.verdicts == label).sum()} of {n}{greedy}"
 
+    def _greedy(self):
+        return self.temperature.value == 0 or self.top_k.value == 1
+
     def _grey(self):
-        greedy = self.temperature.value == 0
-        self._grey_seed(greedy)
-        self.top_k.disabled = self.top_p.disabled = self.draws.disabled = greedy
+        self._grey_seed(self._greedy())
+        self.top_p.disabled = self.draws.disabled = self._greedy()
+        self.top_k.disabled = self.temperature.value == 0
 
     def _save(self):
         names = itertools.chain([self.stem], (f"{self.stem}-{i}" for i in itertools.count(2)))

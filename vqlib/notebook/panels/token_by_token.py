@@ -117,14 +117,14 @@ class TokenByToken(Panel):
         self._set_pair(pair)
         self.usual = usual_codes(self.pair.vqvae, data.load_mini("train"))
         config = self.pair.transformer.config
-        play_row = self._play_row("codes written", 24, CODES_PER_IMAGE, 250)
+        play = self._play_controls("codes written", 24, CODES_PER_IMAGE, 250)
         self.label, self.temperature = base.class_slider(label), base.temperature_slider()
         self.layer = slider("layer", 0, 0, config.n_layers - 1)
         self.head = slider("head", 0, 0, config.n_heads - 1)
-        seed_row = self._seed_row(seed)
+        below = *self._seed_controls(seed), base.more(self.temperature)
         self._on_move(self._write, self.label, self.temperature, self.seed)
         self._on_move(self._draw, self.step, self.layer, self.head)
-        self.controls.children = [play_row, self.label, self.layer, self.head, seed_row, base.more(self.temperature)]
+        self.controls.children = [*play, self.label, self.layer, self.head, *below]
         return self._write()
 
     def _write(self):
@@ -134,8 +134,10 @@ class TokenByToken(Panel):
     def _draw(self):
         step = self.step.value
         self._show(draw_trace(self.trace, step, self.layer.value, self.head.value, self.pair.vqvae))
+        if step == 0:
+            return "nothing is written yet: every head sees the class alone"
         if step == CODES_PER_IMAGE:
-            return "all is written"
+            return "all is written: no head looks anywhere any more"
         return "dimmed cells are still to come: they show this class's most frequent codes"
 
     def _grey(self):
