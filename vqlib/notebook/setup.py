@@ -46,7 +46,7 @@ def keep_on_drive():
 
 
 def explain_errors():
-    """In a notebook, let an unknown name and an interrupt say how to go on. Elsewhere this does nothing.
+    """Under IPython, let an unknown name and an interrupt say how to go on. Without it this does nothing.
 
     After the stop button a reader would see a traceback through all of training, and in the next cells "name 'model' is
     not defined", which is true, but doesn't say what to do.

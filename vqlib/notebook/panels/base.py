@@ -101,9 +101,9 @@ def one_thread():
 class Panel:
     """The base of all panels. A cell that ends with the panel shows it; so does ``panel.widget``, in a front end.
 
-    ``panel.error`` is None, or what the last move raised. ``panel.close()`` frees the panel; when
-    its cell runs again and makes a panel, the old one is closed. A subclass makes its controls in ``_build``, which
-    takes the panel's arguments and ends with the first picture.
+    ``panel.error`` is None, or what the last move raised. ``panel.close()`` frees the panel. When
+    its cell runs again and makes a panel, the old one is closed, too. A subclass makes its controls in ``_build``,
+    which takes the panel's arguments and ends with the first picture.
     """
 
     beside = None  # how wide the results are that stand beside the controls, if that isn't the picture's width
@@ -111,7 +111,7 @@ class Panel:
 
     def __init__(self, *args, **kwargs):
         self.error, self.status = None, W.HTML("&nbsp;")
-        self.image = W.Image(format="png", layout={"display": "none"}).add_class("vqlib-picture")  # until it is drawn
+        self.image = W.Image(format="png", layout={"display": "none"}).add_class("vqlib-picture")  # hidden at first
         self.controls = W.VBox(layout={"flex": "0 1 330px", "margin": "0 8px 0 0", "align_items": "flex-start"})
         self.pictures = row(self.image, align_items="flex-start")
         self.results = W.VBox([self.pictures, self.status], layout={"min_width": "0"})

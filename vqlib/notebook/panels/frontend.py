@@ -1,4 +1,4 @@
-"""The two things in the panels that ipywidgets doesn't have: a picture of which one can choose a cell, and arrow keys.
+"""Two things that ipywidgets doesn't have: a picture in which one can choose a cell, and keys that stay in a panel.
 
 Both are a few lines of JavaScript beside this file, which `anywidget` brings into every front end.
 """
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 class Grid(anywidget.AnyWidget):
-    """A picture in equal cells, row by row, of which one is marked, by mouse or arrow keys: its number is ``index``."""
+    """A picture in equal cells, row by row, one of them marked by mouse or arrow keys: its number is ``index``."""
 
     _esm = HERE / "grid.js"
     png = traitlets.Bytes(b"").tag(sync=True)
@@ -35,7 +35,7 @@ class Grid(anywidget.AnyWidget):
 
 
 class Keys(anywidget.AnyWidget):
-    """Invisible: leaves arrow keys to the controls of the panel that it is a part of."""
+    """Invisible: keeps arrow keys and letters in its panel, so that Jupyter doesn't act on them."""
 
     _esm = HERE / "keys.js"
 
