@@ -51,10 +51,10 @@ class Cache:
     """
 
     def __init__(self, config, batch_size, capacity, device=None, dtype=None):
-        shape = (config.n_layers, batch_size, config.n_heads, capacity, config.d_model // config.n_heads)
+        shape = (config.n_layers, batch_size, 2, config.n_heads, capacity, config.d_model // config.n_heads)
         self.batch_size, self.capacity = batch_size, capacity
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.pairs = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = self.pairs[:, :, 0], self.pairs[:, :, 1]
         self.length = 0  # tokens stored so far
 
     def append(self, layer, keys, values):
