@@ -225,7 +225,7 @@ class Duel(Stage):
 
     def optimizers(self):
         critics = torch.optim.SGD(self.critic.parameters(), lr=1.0, momentum=0.9)
-        return [critics, torch.optim.Adam(self.model.parameters())]
+        return [[critics], [torch.optim.Adam(self.model.parameters())]]
 
     def losses(self, batch):
         real, noise = self.real[batch.examples()], torch.randn(len(batch.examples()), 2, generator=batch.generator)
@@ -620,16 +620,36 @@ def test_an_empty_set_is_refused_by_name_before_anything_is_trained(some, tmp_pa
 def test_the_device_is_one_that_is_there():
     assert training.pick_device() in ("cuda", "mps", "cpu")
     assert torch.zeros(2, device=training.pick_device()).sum() == 0
-    assert isinstance(training.has_bf16("cpu"), bool)
 
 
-def test_mixed_precision_is_used_only_where_it_is_real(some, monkeypatch):
-    recipe = dataclasses.replace(VQVAE_TINY, epochs=1)
-    for real in (True, False):
-        monkeypatch.setattr(devices, "has_bf16", lambda device, real=real: real)
-        mixed = run(dataclasses.replace(recipe, mixed_precision=True), some)
-        assert mixed.info["history"]["bf16"] is real and {p.dtype for p in mixed.parameters()} == {torch.float32}
-        assert same_weights(mixed, run(recipe, some)) is not real
+def test_the_gain_of_bf16_is_measured_where_bf16_is_used():
+    assert training.bf16_gain("cpu") > 0
+    assert training.bf16_gain("mps") == 0  # never tried there
+
+
+@pytest.mark.parametrize(("gain", "mixed"), [(3.0, True), (1.1, False), (0.02, False)])
+def test_bf16_is_used_if_it_is_clearly_faster_and_the_recipe_allows_it(some, monkeypatch, capsys, gain, mixed):
+    monkeypatch.setattr(devices, "bf16_gain", lambda device: gain)
+    exact, free = (dataclasses.replace(VQVAE_TINY, epochs=1, mixed_precision=value) for value in (False, True))
+    model, words = run(free, some, progress=True), capsys.readouterr().out
+    history = model.info["history"]
+    assert history["bf16"] is mixed and history["bf16_gain"] == gain and str(gain) in words
+    assert ("bf16" if mixed else "float32") in words.split(":")[0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    plain = run(exact, some, progress=True)
+    assert plain.info["history"]["bf16"] is False and "float32" in capsys.readouterr().out
+    assert same_weights(model, plain) is not mixed
+
+
+def test_a_run_goes_on_in_the_precision_in_which_it_began(some, tmp_path, often, monkeypatch):
+    recipe, path = dataclasses.replace(TRANSFORMER_TINY, mixed_precision=True), tmp_path / "m.safetensors"
+    monkeypatch.setattr(devices, "bf16_gain", lambda device: 3.0)
+    whole = run(recipe, some)
+    interrupted(recipe, some, path, 7)
+    monkeypatch.setattr(devices, "bf16_gain", lambda device: 0.5)
+    resumed = run(recipe, some, path)
+    assert same_weights(resumed, whole) and resumed.info["history"]["bf16"] is True
+    assert not same_weights(resumed, run(recipe, some))  # or this test would not notice
 
 
 def test_qk_norm_under_autocast_warns_of_nothing_and_does_what_float32_does():

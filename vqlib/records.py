@@ -28,6 +28,14 @@ def load_ablation(collapse=False) -> dict:
     return _load("collapse.json" if collapse else "ablation.json")
 
 
+def load_optimizers() -> dict:
+    """How AdamW and Muon train the Transformer in equally many steps: {name: {"validation", "seconds", "steps"}}.
+
+    Written by ``tests/benchmarks/stage2_ablation.py --only QK-norm Muon --shipped --out FILE``; "QK-norm" is AdamW.
+    """
+    return _load("optimizers.json")
+
+
 def _load(name):
     path = checkpoints.SHIPPED / name
     try:

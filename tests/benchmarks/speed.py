@@ -223,7 +223,7 @@ def main():
         parser.error("--repeats must be at least 1")
     torch.set_num_threads(options.threads)
     device, chosen = options.device, options.only or ("write", "quantize", "train", "data")
-    bf16 = training.has_bf16(device)
+    bf16 = training.bf16_gain(device) > 1
     train, (vqvae, transformer) = data.load("train"), load_pair(shipped=True, device=device)
     groups, flops = {}, {}
     if "write" in chosen:

@@ -1,7 +1,8 @@
 """What each trick buys in stage 1 at a small equal budget; and a codebook that collapses, with what cures it.
 
-    python tests/benchmarks/stage1_ablation.py                     # nine variants, three seeds, one epoch each
+    python tests/benchmarks/stage1_ablation.py                     # eleven variants, three seeds, one epoch each
     python tests/benchmarks/stage1_ablation.py --limit 3200 --seeds 1 --only a e --out try.json        # a fast try
+    python tests/benchmarks/stage1_ablation.py --only best muon --epochs 10 --seeds 1     # does Muon pay in stage 1?
     python tests/benchmarks/stage1_ablation.py --collapse          # the codebook that collapses, and three cures
 
 It trains on 55,000 training pictures and scores the 5,000 held out of them; the test set is never touched. Each run is
@@ -25,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vqlib import data, evaluation, training
-from vqlib.training import ORIGINAL_VQVAE, VQVAERecipe, VQVAEStage, loop
+from vqlib.training import BEST_VQVAE, ORIGINAL_VQVAE, VQVAERecipe, VQVAEStage, loop
 from vqlib.vqvae import Quantized, VectorQuantizer, VQVAEConfig
 
 # --- two other quantizers --------------------------------------------------------------------------------------------
@@ -129,6 +130,8 @@ VARIANTS = {
     "g": Variant("FSQ, levels [8, 8]", dataclasses.replace(ORIGINAL_VQVAE, model=VQVAEConfig(code_dim=2)), FSQ),
     "h0.2": Variant("+ all three, revival below 0.2", dataclasses.replace(ALL, revive_below=0.2)),
     "h0.33": Variant("+ all three, revival below 0.33", dataclasses.replace(ALL, revive_below=0.33)),
+    "best": Variant("the best recipe", BEST_VQVAE),
+    "muon": Variant("the same by Muon", dataclasses.replace(BEST_VQVAE, optimizer="muon")),
 }
 
 # N(0, 1) is how nn.Embedding starts. In 16 dimensions such codes are about 4 long, but the untrained encoder's vectors

@@ -1,6 +1,6 @@
 """Training both stages, and the classifiers that judge samples. From the command line: ``python -m vqlib.training``."""
 
-from vqlib.training.devices import has_bf16, pick_device
+from vqlib.training.devices import bf16_gain, pick_device
 from vqlib.training.loop import Batch, fit, learning_rate
 from vqlib.training.recipes import BEST_TRANSFORMER, BEST_VQVAE, ORIGINAL_TRANSFORMER, ORIGINAL_VQVAE, RECIPES
 

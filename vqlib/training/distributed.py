@@ -65,6 +65,11 @@ def all_reduce(tensor):
     return tensor
 
 
+def mean(number, device):
+    """The mean of a number over all processes, so that all of them choose the same by it."""
+    return (all_reduce(torch.tensor(number, dtype=torch.float32, device=device)) / world_size()).item()
+
+
 def all_gather(part, batch):
     """The rows of the whole batch, (B, …), of which each process has those of its own part."""
     whole = part.new_zeros(len(batch.index), *part.shape[1:])

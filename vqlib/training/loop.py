@@ -52,25 +52,27 @@ def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=
     Raises ValueError if the checkpoint doesn't fit, FloatingPointError if loss or weights are no longer finite, and
     MemoryError if there is too little memory.
     """
-    recipe, optimizers = stage.recipe, stage.optimizers()
+    recipe = stage.recipe
     steps_per_epoch = math.ceil(stage.size / recipe.batch_size)
     steps = recipe.epochs * steps_per_epoch
-    with resume.run(stage, optimizers, path, data_id, steps, progress) as run:  # calls model.train()
+    with resume.run(stage, path, data_id, steps, progress) as run:  # calls model.train()
         for step in range(run.step, steps):
             epoch, at = divmod(step, steps_per_epoch)
             batch = draw_batch(stage, step, epoch, at)
-            # Usually there is one optimizer. Adversarial training has two, and as `losses` is a generator, the second
-            # loss is computed after the first optimizer's step.
-            for optimizer, loss in zip(optimizers, stage.losses(batch), strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, step, steps_per_epoch)
+            # Usually there is one loss. Adversarial training has two, and as `losses` is a generator, the second is
+            # computed after the step on the first.
+            for optimizers, loss in zip(run.optimizers, stage.losses(batch), strict=True):
                 loss = loss * batch.weight
-                optimizer.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
                 loss.backward()
-                optimizer.step()
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(recipe, step, steps_per_epoch)
+                    optimizer.step()
             stage.after_step(batch)
 
-            run.stepped(batch, loss)  # the last optimizer's loss
+            run.stepped(batch, loss)
             epoch_ends = at + 1 == steps_per_epoch
             if epoch_ends or (at + 1) % log_every == 0:
                 run.log()

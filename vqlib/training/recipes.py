@@ -21,7 +21,8 @@ class Recipe:
     warmup_steps: int = 0  # the rate rises linearly over these
     weight_decay: float = 0.0  # decoupled (AdamW, arXiv 1711.05101), on matrices only
     betas: tuple[float, float] = (0.9, 0.999)
-    mixed_precision: bool = True  # bf16 autocast if the hardware has bf16 (a T4 has none), else float32
+    optimizer: str = "adamw"  # "muon": Muon for the matrices between a model's first and last layer, AdamW for the rest
+    mixed_precision: bool = True  # bf16 autocast where a short measurement finds it faster, else float32
     seed: int = 0
 
     def __post_init__(self):
@@ -32,10 +33,14 @@ class Recipe:
         for beta in self.betas:
             checks.check_number("each of betas", beta, 0, 1)
         checks.check_choice("schedule", self.schedule, ("constant", "drop", "cosine"))
+        checks.check_choice("optimizer", self.optimizer, ("adamw", "muon"))
 
     def as_json(self):
         """A dict as a file's header gives it back."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        fields = {**dataclasses.asdict(self), "betas": list(self.betas)}
+        if self.optimizer == "adamw":  # left out, as in files from before there was a choice
+            del fields["optimizer"]
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,16 @@ MOVING = {"model": VQVAEConfig(quantizer="ema"), "beta": 1.0, "kmeans_init": Tru
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, **COSINE, **MOVING)
 GUIDED = {"model": TransformerConfig(dropout=0.0, qk_norm=True, tied=True), "drop_class": 0.1}
 BEST_TRANSFORMER = TransformerRecipe(
-    name="best", epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.95), **COSINE, **GUIDED
+    name="best",
+    epochs=2,
+    batch_size=64,
+    optimizer="muon",
+    learning_rate=3e-3,
+    weight_decay=0.1,
+    betas=(0.9, 0.95),
+    schedule="cosine",
+    warmup_steps=100,
+    **GUIDED,
 )
 RECIPES = {"original": (ORIGINAL_VQVAE, ORIGINAL_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
 

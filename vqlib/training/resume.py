@@ -1,5 +1,6 @@
 """What surrounds the steps of a run: checkpoints, interruptions, the history, and earlier runs of the same name."""
 
+import collections
 import contextlib
 import itertools
 import os
@@ -18,11 +19,12 @@ from vqlib.training import devices, distributed
 class Run:
     """A run in progress: how far it is (``step``), what it has recorded (``history``), and how it is saved."""
 
-    def __init__(self, stage, optimizers, path, data_id):
-        self.stage, self.optimizers, self.step, self.saved, self.asked_to_stop = stage, optimizers, 0, 0, False
+    def __init__(self, stage, path, data_id):
+        self.stage, self.step, self.saved, self.asked_to_stop = stage, 0, 0, False
         self.checkpoint = checkpoint_of(path) if path else None
         self.identity = {"recipe": stage.recipe.as_json(), "data": data_id, "size": stage.size}
-        self.history = {"steps": [], "epochs": [], "seconds": 0.0, "device": stage.device.type, "bf16": stage.bf16}
+        self.history = {"steps": [], "epochs": [], "seconds": 0.0, "device": stage.device.type}
+        self.history |= {"bf16": stage.bf16, "bf16_gain": round(stage.bf16_gain, 2)}
 
     def stepped(self, batch, loss):
         self.step, self.loss = self.step + 1, loss.detach()
@@ -47,7 +49,7 @@ class Run:
         self.history["seconds"] = time.perf_counter() - self.began
         tensors = self.stage.modules.state_dict()
         tensors |= {f"totals.{name}": distributed.all_reduce(t.clone()) for name, t in self.stage.totals.items()}
-        for n, optimizer in enumerate(self.optimizers):
+        for n, optimizer in enumerate(itertools.chain(*self.optimizers)):
             for i, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{n}.{i}.{name}": tensor for name, tensor in state.items()}
         self.check_finite({"loss": self.loss, **tensors})
@@ -64,7 +66,7 @@ class Run:
     def load(self):
         """Resume from the checkpoint. Raises ValueError if it is another run's, or doesn't fit."""
         tensors, info = checkpoints.read(self.checkpoint, "training state")
-        weights, states = {}, [{} for _ in self.optimizers]
+        weights, states = {}, collections.defaultdict(lambda: collections.defaultdict(dict))
         try:
             for key, value in self.identity.items():
                 if info["identity"][key] != value:
@@ -74,12 +76,16 @@ class Run:
                     case ["totals", total]:  # over all processes: it goes on in the first, and in the others from 0
                         self.stage.totals[total].copy_(tensor * (distributed.rank() == 0))
                     case ["optimizer", n, i, moment]:
-                        states[int(n)].setdefault(int(i), {})[moment] = tensor
+                        states[int(n)][int(i)][moment] = tensor
                     case _:
                         weights[name] = tensor
             self.stage.modules.load_state_dict(weights)
-            for optimizer, state in zip(self.optimizers, states, strict=True):
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            self.stage.bf16 = info["history"]["bf16"]  # in which the run began, whatever was measured now
+            self.optimizers = self.stage.optimizers()
+            for n, optimizer in enumerate(itertools.chain(*self.optimizers)):
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(states.pop(n, {}))})
+            if states:
+                raise ValueError("it has the states of other optimizers")
             self.step = self.saved = int(info["step"])
             self.history |= info["history"]
         except Exception as error:  # whatever a file of another version, or made by hand, raises
@@ -99,7 +105,7 @@ def _difference(there, here, path=""):
 
 
 @contextlib.contextmanager
-def run(stage, optimizers, path, data_id, steps, progress):
+def run(stage, path, data_id, steps, progress):
     """Yields a `Run`, new or gone on with. If it ends early, the way to go on is said in words."""
     B, processes = stage.recipe.batch_size, distributed.world_size()
     if processes > (least := (stage.size - 1) % B + 1):
@@ -107,7 +113,7 @@ def run(stage, optimizers, path, data_id, steps, progress):
         raise ValueError(f"{words}: start fewer of them")
     if path:
         files.check_writable(path)
-    now = Run(stage, optimizers, path, data_id)
+    now = Run(stage, path, data_id)
     with only_run(path), devices.own_state(stage.device), ctrl_c_waits(now):
         if now.checkpoint and now.checkpoint.is_file():
             now.load()
@@ -115,6 +121,9 @@ def run(stage, optimizers, path, data_id, steps, progress):
                 distributed.say(f"going on from step {now.step} ({now.checkpoint})")
         else:
             stage.initialise()
+            now.optimizers = stage.optimizers()
+        if progress:
+            distributed.say(precision(now))
         if processes > 1:
             stage.parallel = {name: DistributedDataParallel(module) for name, module in stage.modules.items()}
         stage.model.train()
@@ -138,6 +147,14 @@ def run(stage, optimizers, path, data_id, steps, progress):
             raise MemoryError(f"{words} smaller batch: --batch-size {B // 2 or 1} or recipe.batch_size") from error
         finally:
             now.bar.close()
+
+
+def precision(now):
+    """In which precision the run computes, and why, in words."""
+    chosen, gain = "bf16" if now.history["bf16"] else "float32", now.history.get("bf16_gain")
+    if not now.stage.recipe.mixed_precision:
+        return "computing in float32, as the recipe asks"
+    return f"computing in {chosen}: when this run began, bf16 multiplied matrices {gain} times as fast as float32"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from vqlib.checks import check_kinds, check_whole
 from vqlib.classifier import Classifier, accuracy
 from vqlib.tokens import encode_pixels, perplexity
 from vqlib.training import devices, distributed, loop, resume
+from vqlib.training.muon import Muon
 from vqlib.training.recipes import ClassifierRecipe, Recipe, TransformerRecipe, VQVAERecipe
 from vqlib.transformer import Transformer
 from vqlib.vqvae import VQVAE
@@ -31,7 +32,8 @@ class Stage:
         self.model = model.to(device, memory_format=torch.channels_last)  # faster convolutions
         self.modules = torch.nn.ModuleDict({"model": model})  # what is trained; an adversarial stage adds to it
         self.parallel = self.modules  # until `fit` wraps them, if several processes train together
-        self.bf16 = recipe.mixed_precision and devices.has_bf16(device)
+        self.bf16_gain = distributed.mean(devices.bf16_gain(device), device) if recipe.mixed_precision else 0.0
+        self.bf16 = self.bf16_gain > 1.25  # a smaller gain goes into converting
         self.totals = {name: torch.zeros((), dtype=torch.float32, device=device) for name in ("pictures", *totals)}
 
     def forward(self, *inputs, module="model"):
@@ -44,15 +46,30 @@ class Stage:
         raise NotImplementedError
 
     def losses(self, batch):
-        """A loss for each optimizer, in turn: each is asked for after the step of the one before."""
+        """The losses, in turn: each is asked for after the optimizers' step on the one before."""
         yield self.loss(batch)
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """New optimizers: here one AdamW, which decays matrices only (without decay it is Adam)."""
-        learned = [p for p in self.model.parameters() if p.requires_grad]
-        matrices, others = ([p for p in learned if (p.ndim > 1) is matrix] for matrix in (True, False))
-        groups = [{"params": matrices, "weight_decay": self.recipe.weight_decay}, {"params": others}]
-        return [torch.optim.AdamW(groups, weight_decay=0.0, betas=self.recipe.betas)]
+    def hidden(self) -> list[torch.nn.Parameter]:
+        """The parameters between the model's first layer and its last, for whose matrices Muon is made."""
+        return list(self.model.parameters())
+
+    def optimizers(self) -> list[list[torch.optim.Optimizer]]:
+        """New optimizers: for each of the losses those that make a step on it. All go by the recipe's rate.
+
+        AdamW decays matrices only (without decay it is Adam); with ``optimizer="muon"`` it leaves the hidden matrices
+        to Muon.
+        """
+        recipe, muon = self.recipe, []
+        if recipe.optimizer == "muon":
+            muon = [p for p in self.hidden() if p.requires_grad and p.ndim > 1]
+        rest = [p for p in self.model.parameters() if p.requires_grad and all(p is not other for other in muon)]
+        matrices, others = ([p for p in rest if (p.ndim > 1) is matrix] for matrix in (True, False))
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}]
+        optimizers = [torch.optim.AdamW(groups, weight_decay=0.0, betas=recipe.betas)]
+        if muon:
+            dtype = torch.bfloat16 if self.bf16 else torch.float32
+            optimizers.append(Muon(muon, weight_decay=recipe.weight_decay, dtype=dtype))
+        return [optimizers]
 
     def initialise(self):
         """What happens before the first step of a new run."""
@@ -89,6 +106,9 @@ class VQVAEStage(Stage):
             generator = loop.seed_step(self.recipe.seed, -1)
             latents = self.model.encoder(data.to_images(self.pixels[:2000]))
             self.model.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), generator)
+
+    def hidden(self):
+        return [p for p in self.model.parameters() if p.ndim == 4 and p.shape[1] > 1]  # others read or draw pixels
 
     def loss(self, batch):
         images = data.to_images(self.pixels[batch.examples()])
@@ -131,6 +151,9 @@ class TransformerStage(Stage):
     def __init__(self, recipe: TransformerRecipe, pair, device):
         super().__init__(recipe, Transformer(recipe.model), device, len(pair[0]), ("nats_per_code",))
         self.tokens = recipe.model.vocabulary.to_sequences(*pair).to(device)
+
+    def hidden(self):
+        return list(self.model.blocks.parameters())
 
     def loss(self, batch):
         tokens = self.tokens[batch.examples()]  # a copy
