@@ -61,6 +61,12 @@ def written(transformer, given, **knobs):
         return list(sampling.write(transformer, start, noise, given["prefix"], **knobs))
 
 
+def written_parallel(transformer, given, **knobs):
+    with eval_mode(transformer):
+        start, noise = given["tokens"][:, :1], given["noise"].to(transformer.token_embedding.weight)
+        return list(sampling.write_parallel(transformer, start, noise, given["codes"].flatten(1), **knobs))[-1]
+
+
 def hooked(transformer):
     """A copy that the fast path leaves alone."""
     transformer = copy.deepcopy(transformer)
@@ -123,6 +129,10 @@ USES = {  # name -> a function of (pair, classifier, inputs)
         p.transformer, x["tokens"][:, :1], prefix=x["prefix"], generator=seeded()
     ),
     "sample, plain": lambda p, c, x: sampling.sample(hooked(p.transformer), x["labels"], generator=seeded(), **KNOBS),
+    "write_parallel": lambda p, c, x: written_parallel(p.transformer, x, **KNOBS),
+    "sample_parallel": lambda p, c, x: sampling.sample_parallel(
+        p.transformer, x["labels"], guess=x["codes"], prefix=x["prefix"], generator=seeded(), **KNOBS
+    ),
     "code_log_probs": lambda p, c, x: sampling.code_log_probs(p.transformer, x["codes"], x["labels"]),
     "log_likelihood": lambda p, c, x: sampling.log_likelihood(p.transformer, x["codes"], x["labels"]),
     "generate": lambda p, c, x: p.generate(["Bag", 3], n=2, **KNOBS),
@@ -398,6 +408,7 @@ def test_compiled_models_are_used_like_others(expected):
     given, pair = inputs(), Pair(*(compiled(model) for model in pair))
     names = ["forward", "encode", "decode", "logits", "attention_maps", "sample", "sample, prefix", "log_likelihood"]
     names += ["generate", "complete", "reconstruct", "evaluate_vqvae", "evaluate_transformer", "classify"]
+    names += ["sample_parallel"]
     for name in names:
         assert_near(USES[name](pair, compiled(classifier) if name == "classify" else classifier, given), expected[name])
     assert stepper.is_plain(lively_transformer())  # the compiler leaves no trace that would make others slow
@@ -430,6 +441,7 @@ def test_quantized_models_are_used_like_others(expected):
         "attention_maps",
         "sample",
         "sample, knobs",
+        "sample_parallel",
         "log_likelihood",
         "generate",
         "complete",
@@ -463,6 +475,7 @@ def test_every_module_gets_its_own_mode_back(root):
     before = flags(transformer)
     for use in (
         lambda: sampling.sample(transformer, LABELS),
+        lambda: sampling.sample_parallel(transformer, LABELS),
         lambda: sampling.log_likelihood(transformer, codes, LABELS),
         lambda: transformer.attention_maps(codes.flatten(1)),
         lambda: evaluation.evaluate_transformer(transformer, codes, LABELS),
@@ -571,6 +584,7 @@ def test_a_method_replaced_in_a_class_is_called(monkeypatch, patched, method):
 NO_LABELS = ["Shirt", ["Shirt", "Bag"], np.array([1, 2, 3]), [1, 2, 3], 3]
 TAKES_LABELS = {
     "sample": lambda labels: sampling.sample(lively_transformer(), labels),
+    "sample_parallel": lambda labels: sampling.sample_parallel(lively_transformer(), labels),
     "log_likelihood": lambda labels: sampling.log_likelihood(lively_transformer(), inputs()["codes"], labels),
     "to_sequences": lambda labels: VOCABULARY.to_sequences(inputs()["codes"], labels),
     "evaluate_transformer": lambda labels: evaluation.evaluate_transformer(

@@ -100,10 +100,15 @@ STARTS = tensors((None, 2), torch.int64, 0, 74)
 @given(
     labels=st.one_of(LABELS, STARTS),
     prefix=st.one_of(st.none(), tensors((2, None), torch.int64, 0, 63)),
+    guess=st.one_of(st.none(), CODES),
     knobs=SOME_KNOBS,
 )
-def test_sample(labels, prefix, knobs):
+def test_sample(labels, prefix, guess, knobs):
     codes = outcome(sampling.sample, TRANSFORMER, labels, prefix=prefix, generator=seeded(), **knobs)
+    options = {"guess": guess, "prefix": prefix, "generator": seeded(), **knobs}
+    parallel = outcome(sampling.sample_parallel, TRANSFORMER, labels, **options)
+    fits = codes is not None and (guess is None or is_codes(guess, len(labels)))
+    assert is_codes(parallel, len(labels)) if fits else parallel is None
     if codes is not None:
         assert is_codes(codes, len(labels))
         assert prefix is None or torch.equal(codes.flatten(1)[:, : prefix.shape[1]], prefix)

@@ -1,3 +1,4 @@
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vqlib import sampling, stepper
-from vqlib.sampling import code_log_probs, filter_logits, gumbel_noise, log_likelihood, sample
+from vqlib import checkpoints, sampling, stepper
+from vqlib.sampling import code_log_probs, filter_logits, gumbel_noise, log_likelihood, sample, sample_parallel
 from vqlib.tokens import Vocabulary
 from vqlib.transformer import Transformer
 
@@ -199,6 +200,114 @@ def test_the_loop_tells_each_choice_with_the_models_own_logits(transformer, knob
     assert torch.equal(torch.stack(chosen, 1), codes.flatten(1)[:, given:])
     whole = transformer(torch.cat([start, codes.flatten(1)[:, :-1]], 1))[:, given:, :64]
     assert (torch.stack(logits, 1) - whole).abs().max() < 1e-9
+
+
+# --- all codes at once -----------------------------------------------------------------------------------------------
+
+LIVELY = lively_transformer()
+SOME_KNOBS = {
+    "temperature": st.one_of(st.just(0), st.floats(0.05, 3)),
+    "top_k": st.integers(1, 70),
+    "top_p": st.floats(0.05, 1),
+    "guidance": st.floats(0, 4),
+}
+
+
+class Chain(Toy):
+    """Each code is the one before it, plus 1: whatever is guessed, a pass can't mend more than the first wrong one."""
+
+    def forward(self, tokens, cache=None):
+        return 50 * nn.functional.one_hot((tokens + 1) % 64, 75).double()
+
+
+def some_codes(seed, *shape):
+    return torch.randint(64, shape, generator=seeded(seed))
+
+
+def right(states, final):
+    """How many codes before the first wrong one, after each pass and for each picture: (passes, 7)."""
+    return (torch.stack(states) == final).long().cumprod(-1).sum(-1)
+
+
+def passes(transformer, guess, prefix=None, **knobs):
+    """The codes after each pass, from the noise of seed 0."""
+    noise = gumbel_noise(len(guess), generator=seeded())
+    return list(sampling.write_parallel(transformer, 64 + LABELS[:, None], noise, guess, prefix, **knobs))
+
+
+@given(
+    start=st.sampled_from(sorted(STARTS)),
+    length=st.integers(0, 49),
+    seed=st.integers(0, 10_000),
+    guess=st.one_of(st.none(), st.integers(0, 10_000).map(lambda seed: some_codes(seed, 3, 7, 7))),
+    knobs=st.fixed_dictionaries({}, optional=SOME_KNOBS),
+)
+def test_in_parallel_the_pictures_are_the_same_whatever_is_guessed(start, length, seed, guess, knobs):
+    labels, prefix = STARTS[start][:3], some_codes(seed, 3, length) if length else None
+    expected = sample(LIVELY, labels, prefix=prefix, generator=seeded(seed), **knobs)
+    codes = sample_parallel(LIVELY, labels, guess=guess, prefix=prefix, generator=seeded(seed), **knobs)
+    assert codes.dtype == torch.int64 and torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize(
+    "length, knobs",
+    [(0, {}), (0, {"temperature": 0}), (21, {"temperature": 1.0, "top_k": 20}), (0, {"guidance": 2.0, "top_p": 0.9})],
+    ids=str,
+)
+def test_in_parallel_the_shipped_model_writes_the_same_pictures(length, knobs):
+    transformer, prefix = checkpoints.load_transformer(shipped=True).double(), some_codes(1, 2, length)
+    arguments = {"prefix": prefix, **knobs}
+    expected = sample(transformer, LABELS[:2], generator=seeded(), **arguments)
+    guess = some_codes(2, 2, 7, 7)
+    assert torch.equal(sample_parallel(transformer, LABELS[:2], guess=guess, generator=seeded(), **arguments), expected)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 0.0}, {"guidance": 2.0, "top_k": 5}], ids=str)
+@pytest.mark.parametrize("given", [0, 21, 48, 49])
+def test_each_pass_mends_the_first_wrong_code(transformer, given, knobs):
+    final = sample(transformer, LABELS, generator=seeded(), **knobs).flatten(1)
+    guess = (final + 1) % 64  # wrong everywhere
+    states = passes(transformer, guess, final[:, :given], **knobs)
+    assert len(states) <= 49 - given
+    counts = [torch.full((7,), given), *(right(states, final) if states else [])]
+    for before, after in itertools.pairwise(counts):
+        assert ((after > before) | (before == 49)).all()
+    assert given == 49 or torch.equal(states[-1], final)
+
+
+def test_codes_that_depend_on_nothing_take_two_passes_and_a_chain_takes_them_all():
+    for model, expected in ((Toy(table()), [49, 49]), (Chain(table()), range(1, 50))):
+        final = sample(model, LABELS, generator=seeded()).flatten(1)
+        guess = (final + 1) % 64
+        states = passes(model, guess)
+        assert torch.equal(right(states, final), torch.tensor(expected)[:, None].expand(-1, 7))
+        assert torch.equal(guess, (final + 1) % 64)  # it is the reader's
+        assert len(passes(model, final)) == 1 and torch.equal(passes(model, final)[0], final)
+
+
+@pytest.mark.parametrize("guidance, rows", [(1.0, 1), (2.0, 2)])
+def test_pictures_that_have_settled_leave_the_batch(transformer, fed, guidance, rows):
+    final = sample(transformer, LABELS, guidance=guidance, generator=seeded()).flatten(1)
+    guess = final.clone()
+    guess[4, :9] = (final[4, :9] + 1) % 64
+    fed.clear()
+    states = passes(transformer, guess, guidance=guidance)
+    assert len(states) > 2 and fed == [(7 * rows, 49)] + [(rows, 49)] * (len(states) - 1)
+    assert torch.equal(states[-1], final)
+    fed.clear()
+    sample_parallel(transformer, LABELS, guess=final.reshape(7, 7, 7), guidance=guidance, generator=seeded())
+    assert fed == [(7 * rows, 49)]
+
+
+def test_in_parallel_a_picture_depends_on_its_own_class_and_noise(transformer):
+    codes = sample_parallel(transformer, LABELS, generator=seeded())
+    assert torch.equal(codes[:3], sample_parallel(transformer, LABELS[:3], generator=seeded()))
+    generator = seeded()
+    parts = [sample_parallel(transformer, labels, generator=generator) for labels in LABELS.split([1, 4, 2])]
+    assert torch.equal(codes, torch.cat(parts))
+    usual = seeded()
+    sample(transformer, LABELS, generator=usual)
+    assert torch.equal(generator.get_state(), usual.get_state())
 
 
 # --- what may stand where --------------------------------------------------------------------------------------------
@@ -412,8 +521,12 @@ def test_likelihoods_are_float32_or_finer(transformer):
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize(
     "use",
-    [lambda model: sample(model, LABELS), lambda model: log_likelihood(model, NO_CODES, LABELS)],
-    ids=["sample", "log_likelihood"],
+    [
+        lambda model: sample(model, LABELS),
+        lambda model: sample_parallel(model, LABELS),
+        lambda model: log_likelihood(model, NO_CODES, LABELS),
+    ],
+    ids=["sample", "sample_parallel", "log_likelihood"],
 )
 def test_the_mode_is_restored_and_dropout_never_acts(transformer, use, mode):
     transformer.eval()
@@ -438,6 +551,7 @@ def test_an_empty_batch_is_no_error(transformer, guidance):
     none = torch.zeros(0, dtype=torch.int64)
     codes = sample(transformer, none, guidance=guidance)
     assert codes.shape == (0, 7, 7) and codes.dtype == torch.int64
+    assert torch.equal(sample_parallel(transformer, none, guess=codes, guidance=guidance), codes)
     assert sample(transformer, none, prefix=torch.zeros(0, 5, dtype=torch.int64), guidance=guidance).shape == (0, 7, 7)
     assert sample(transformer, torch.zeros(0, 3, dtype=torch.int64), guidance=guidance).shape == (0, 7, 7)
     assert code_log_probs(transformer, codes, none).shape == (0, 49)
@@ -497,10 +611,24 @@ BAD_KNOBS = {
 }
 
 
+@pytest.mark.parametrize("function", [sample, sample_parallel])
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD_KNOBS.items() for value in values])
-def test_knobs_are_checked(transformer, name, value):
+def test_knobs_are_checked(transformer, name, value, function):
     with pytest.raises(ValueError, match=f"{name} must"):
-        sample(transformer, LABELS, **{name: value})
+        function(transformer, LABELS, **{name: value})
+
+
+def test_knobs_that_there_are_not_are_refused(transformer):
+    with pytest.raises(TypeError, match="temprature"):
+        sample_parallel(transformer, LABELS, temprature=1.0)
+
+
+@pytest.mark.parametrize(
+    "guess", [NO_CODES + 64, NO_CODES - 1, NO_CODES[:6], NO_CODES.flatten(1), NO_CODES.float(), NO_CODES.tolist()]
+)
+def test_a_guess_is_checked(transformer, guess):
+    with pytest.raises(ValueError, match="guess must"):
+        sample_parallel(transformer, LABELS, guess=guess)
 
 
 PREFIX = torch.zeros(7, 5, dtype=torch.int64)
@@ -576,6 +704,8 @@ def test_bad_input_draws_nothing_and_asks_the_model_nothing(transformer, fed):
         sample(transformer, LABELS, top_p=2.0, generator=generator)
     with pytest.raises(ValueError, match="prefix"):
         sample(transformer, LABELS, prefix=PREFIX - 1, generator=generator)
+    with pytest.raises(ValueError, match="guess"):
+        sample_parallel(transformer, LABELS, guess=NO_CODES - 1, generator=generator)
     assert torch.equal(generator.get_state(), state) and not fed
 
 

@@ -44,6 +44,26 @@ def filter_logits(logits, temperature, top_k=None, top_p=1.0):
     return logits
 
 
+def choose(logits, noise, temperature, top_k, top_p, guidance):
+    """From logits to codes: (N, ..., V), (N, ..., K) noise -> logits before guidance (N, ..., K), codes (N, ...).
+
+    With guidance there are 2N rows of logits: first those with the class, then those without it.
+    """
+    logits = cond = widened(logits[..., : noise.shape[-1]])  # class and end tokens are never candidates
+    if guidance != 1:
+        cond, uncond = logits.chunk(2)
+        logits = uncond + guidance * (cond - uncond)
+    logits = filter_logits(logits, temperature, top_k, top_p)
+    return cond, (logits + temperature * noise).argmax(-1)
+
+
+def with_any_class(tokens, S, vocabulary):
+    """Add a second half to the batch, for guidance: the same codes, but after "any class" in the start's S places."""
+    tokens = torch.cat([tokens, tokens])
+    tokens[len(tokens) // 2 :, :S] = vocabulary.end  # training sometimes puts it in the class's place
+    return tokens
+
+
 @torch.no_grad()
 def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None, top_p=1.0, guidance=1.0):
     """The sampling loop: write all N pictures together, one position at a time.
@@ -54,24 +74,51 @@ def write(transformer, start, noise, prefix=None, *, temperature=0.8, top_k=None
     Yields for each position P…48 the logits conditioned on the start, before guidance and filter, (N, K) in float32 or
     wider, for anyone who wants to look at them, and the codes chosen, (N,).
     """
-    vocabulary, (N, S) = transformer.config.vocabulary, start.shape
+    vocabulary, S = transformer.config.vocabulary, start.shape[1]
     new = start if prefix is None else torch.cat([start, prefix], dim=1)  # tokens that the cache hasn't seen
     P = new.shape[1] - S
-    if guidance != 1:  # a second half of the batch writes the same codes, but without the class
-        new = torch.cat([new, new])
-        new[N:, :S] = vocabulary.end  # "any class": training sometimes puts it in the class's place
+    if guidance != 1:
+        new = with_any_class(new, S, vocabulary)
     cache = transformer.new_cache(len(new), S + CODES_PER_IMAGE - 1)  # the last code is never fed back
     step = one_token_step(transformer, len(new))  # the same as transformer(new[:, None], cache)[:, -1], but faster
     for t in range(P, CODES_PER_IMAGE):
         logits = transformer(new, cache)[:, -1] if t == P else step(new, cache)
-        logits = cond = widened(logits[:, : vocabulary.num_codes])  # class and end tokens are never candidates
-        if guidance != 1:
-            cond, uncond = logits.chunk(2)
-            logits = uncond + guidance * (cond - uncond)
-        logits = filter_logits(logits, temperature, top_k, top_p)
-        chosen = (logits + temperature * noise[:, t]).argmax(-1)
+        cond, chosen = choose(logits, noise[:, t], temperature, top_k, top_p, guidance)
         yield cond, chosen
         new = chosen if guidance == 1 else chosen.repeat(2)
+
+
+@torch.no_grad()
+def write_parallel(
+    transformer, start, noise, guess, prefix=None, *, temperature=0.8, top_k=None, top_p=1.0, guidance=1.0
+):
+    """The pictures of `write` in fewer passes: guess all the codes, then correct all of them at once, again and again.
+
+    Because the noise is drawn beforehand, each code follows from the codes before it. One pass of the Transformer reads
+    the whole guess and says for each position what `write` would choose after the codes that stand before it. Where
+    those are right, the answer is right too. So every pass corrects at least the first wrong code, and usually several.
+    When a pass changes nothing, the picture is a fixed point, and only the picture of `write` is one. This is Jacobi
+    iteration (Song, Meng, Liao, Ermon, arXiv 2002.03629; predictive sampling: Wiggers, Hoogeboom, arXiv 2002.09928).
+
+    guess: (N, 49) int64 codes to start from. The other arguments are those of `write`.
+    Yields all (N, 49) codes after each pass. There are at most 49 - P passes for a prefix of P codes.
+    """
+    S, P = start.shape[1], 0 if prefix is None else prefix.shape[1]
+    codes = guess if prefix is None else torch.cat([prefix, guess[:, P:]], dim=1)
+    moving = torch.arange(len(start), device=start.device)  # the pictures that may still change
+    for _ in range(P, CODES_PER_IMAGE):
+        tokens = torch.cat([start, codes[:, :-1]], dim=1)[moving]  # the last code is never fed back
+        if guidance != 1:
+            tokens = with_any_class(tokens, S, transformer.config.vocabulary)
+        logits = transformer(tokens)[:, S - 1 + P :]  # row t is about token t + 1
+        _, chosen = choose(logits, noise[moving, P:], temperature, top_k, top_p, guidance)
+        changed = (chosen != codes[moving, P:]).any(1)
+        codes = codes.clone()  # what was yielded before stays as it was
+        codes[moving, P:] = chosen
+        yield codes
+        moving = moving[changed]  # a picture in which nothing has changed is finished and leaves the batch
+        if len(moving) == 0:
+            return
 
 
 @torch.no_grad()
@@ -105,22 +152,32 @@ def sample(
 
     Returns (N, 7, 7) int64 codes in 0…K-1. Raises ValueError if an argument is not as described.
     """
-    checks.check_knobs(temperature, top_k, top_p, guidance, generator)
-    start = start_tokens(transformer, labels, guidance)
-    N, vocabulary = len(start), transformer.config.vocabulary
-    codes, P = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=start.device), 0
-    if prefix is not None:
-        remedy = "It has a row per label, such as codes.flatten(1)[:, :21] for the upper three rows"
-        checks.check_tensor("prefix", prefix, (N, "P"), torch.int64, 0, vocabulary.num_codes - 1, remedy)
-        P = prefix.shape[1]
-        checks.check_whole("the length of prefix", P, 0, CODES_PER_IMAGE)
-        codes[:, :P] = prefix
-    noise = noise_for(transformer, N, generator)
     knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    start, noise, codes, P = prepared(transformer, labels, prefix, generator, **knobs)
     with eval_mode(transformer):
         for t, (_, chosen) in enumerate(write(transformer, start, noise, codes[:, :P], **knobs), start=P):
             codes[:, t] = chosen
-    return codes.reshape(N, GRID, GRID)
+    return codes.reshape(-1, GRID, GRID)
+
+
+def sample_parallel(transformer, labels, *, guess=None, prefix=None, generator=None, **knobs):
+    """The pictures that `sample` gives for the same arguments and seed, in fewer passes: see `write_parallel`.
+
+    Fewer passes are more work, since each one reads whole pictures where a step of `sample` reads one token. It pays
+    where a pass takes about as long for 49 tokens as for one, and on a CPU it doesn't.
+
+    guess: (N, 7, 7) int64 codes to start from; None is all zeros. It changes the number of passes, not the pictures.
+    The other arguments are those of `sample`. In float64 the codes are equal to its codes. In float32 the two round
+    differently, which can tip a choice; it tipped none in 2,600 pictures of the shipped model.
+
+    Returns (N, 7, 7) int64 codes in 0…K-1. Raises ValueError if an argument is not as described.
+    """
+    knobs = {"temperature": 0.8, "top_k": None, "top_p": 1.0, "guidance": 1.0} | knobs
+    start, noise, codes, P = prepared(transformer, labels, prefix, generator, guess, **knobs)
+    with eval_mode(transformer):
+        for corrected in write_parallel(transformer, start, noise, codes, codes[:, :P], **knobs):
+            codes = corrected
+    return codes.reshape(-1, GRID, GRID)
 
 
 @torch.no_grad()
@@ -139,6 +196,24 @@ def log_likelihood(transformer: Transformer, codes: torch.Tensor, labels: torch.
     Divide by -49 for nats per code, by -ln 2 for bits per picture.
     """
     return code_log_probs(transformer, codes, labels).sum(1)
+
+
+def prepared(transformer, labels, prefix, generator, guess=None, **knobs):
+    """Check what `sample` is given. Returns start, noise, codes to start from, (N, 49) with prefix and guess, and P."""
+    checks.check_knobs(**knobs, generator=generator)
+    start = start_tokens(transformer, labels, knobs["guidance"])
+    N, highest = len(start), transformer.config.vocabulary.num_codes - 1
+    codes, P = torch.zeros(N, CODES_PER_IMAGE, dtype=torch.int64, device=start.device), 0
+    if guess is not None:
+        checks.check_tensor("guess", guess, (N, GRID, GRID), torch.int64, 0, highest, "None starts from zeros")
+        codes.copy_(guess.flatten(1))
+    if prefix is not None:
+        remedy = "It has a row per label, such as codes.flatten(1)[:, :21] for the upper three rows"
+        checks.check_tensor("prefix", prefix, (N, "P"), torch.int64, 0, highest, remedy)
+        P = prefix.shape[1]
+        checks.check_whole("the length of prefix", P, 0, CODES_PER_IMAGE)
+        codes[:, :P] = prefix
+    return start, noise_for(transformer, N, generator), codes, P
 
 
 def noise_for(transformer, n, generator=None):
