@@ -151,9 +151,10 @@ def run(stage, path, data_id, steps, progress):
 
 def precision(now):
     """In which precision the run computes, and why, in words."""
-    chosen, gain = "bf16" if now.history["bf16"] else "float32", now.history.get("bf16_gain")
-    if not now.stage.recipe.mixed_precision:
-        return "computing in float32, as the recipe asks"
+    chosen, gain = "bf16" if now.history["bf16"] else "float32", now.history["bf16_gain"]
+    if not gain:  # nothing was measured
+        which = "this device" if now.stage.recipe.mixed_precision else "the recipe"
+        return f"computing in {chosen}, which is all that {which} allows"
     return f"computing in {chosen}: when this run began, bf16 multiplied matrices {gain} times as fast as float32"
 
 
