@@ -1,6 +1,7 @@
 """The weights that come with the package: what README and notebooks say of them."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from vqlib.sampling import gumbel_noise, log_likelihood, sample
 from vqlib.tokens import encode_pixels, perplexity, usage
 
 CLASSES = torch.arange(1000) % 10
+NOTEBOOK_4 = Path(__file__).parent.parent / "notebooks" / "04_transformer.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,18 @@ def test_what_notebook_02_says_of_the_tricks():
     assert all_three < 0.72 * plain and 0.9 * all_three < fsq < 1.05 * all_three
     plain, _, ema, revival, *_ = perplexity.values()
     assert ema < 0.7 * plain and revival > 50
+
+
+def test_what_notebook_04_says_of_muon():
+    runs, notebook = records.load_optimizers(), NOTEBOOK_4.read_text(encoding="utf-8")
+    adamw, muon = runs["QK-norm"], runs["Muon"]
+    assert f"After the same {muon['steps'][-1]['step']} steps AdamW is at {adamw['validation']:.2f} nats" in notebook
+    assert f"on the held-out pictures, and Muon at {muon['validation']:.2f}" in notebook
+    assert [row["step"] for row in adamw["steps"]] == [row["step"] for row in muon["steps"]]
+    level = adamw["steps"][-1]["nats_per_code"]
+    assert min(abs(row["nats_per_code"] - level) for row in muon["steps"] if row["step"] in (150, 200, 250)) < 0.01
+    assert 1.1 < muon["seconds"] / adamw["seconds"] < 1.2  # "about a seventh longer"
+    assert f"come to {checkpoints.load_transformer(shipped=True).info['test']['nats_per_code']:.2f}" in notebook
 
 
 def test_what_notebook_02_says_of_the_collapse():

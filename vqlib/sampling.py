@@ -167,10 +167,10 @@ def sample_parallel(transformer, labels, *, guess=None, prefix=None, generator=N
     where a pass takes about as long for 49 tokens as for one, and on a CPU it doesn't.
 
     guess: (N, 7, 7) int64 codes to start from; None is all zeros. It changes the number of passes, not the pictures.
-        What a `baselines.Histogram` finds likeliest with the same noise, argmax(log_probs[labels] + T · noise), saves
-        two or three of seventeen. Make that noise with a second generator of the same seed.
-    The other arguments are those of `sample`. In float64 the codes are equal to its codes. In float32 the two round
-    differently, which can tip a choice; it tipped none in 2,600 pictures of the shipped model.
+        The codes that a `baselines.Histogram` of the training set draws from the same noise save a picture some passes:
+        (log_probs[labels] + T · noise).argmax(-1).reshape(-1, 7, 7). A second generator of the same seed makes it.
+    The other arguments are those of `sample`. In float64 the codes are equal to its codes, but for ties. In float32 the
+    two round differently, which can tip a choice; `tests/benchmarks/passes.py` counts how often.
 
     Returns (N, 7, 7) int64 codes in 0…K-1. Raises ValueError if an argument is not as described.
     """

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqlib.transformer import Block, Cache, CausalSelfAttention, RMSNorm, Transformer, TransformerConfig
+from vqlib.transformer import Block, Cache, CausalSelfAttention, RMSNorm, Transformer, TransformerConfig, rms_eps
 
-FEW = 128  # rows; with more of them the arithmetic takes the time, and float32's is faster
+FEW = 128  # rows: up to here mostly reading the weights takes a step's time, beyond mostly the arithmetic
 KINDS = [Transformer, Block, CausalSelfAttention, RMSNorm, Cache]
 KINDS += [nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.Sequential, nn.Dropout, nn.Identity]
 _KEPT = weakref.WeakKeyDictionary()  # Transformer -> {few rows or not: (a copy of its weights, `Stepper`)}
@@ -82,15 +82,14 @@ class Stepper:
     def __init__(self, transformer, few):
         self.heads, self.norm, self.head = transformer.config.n_heads, normed(transformer.norm), transformer.head
         self.tokens, self.positions = transformer.token_embedding, transformer.position_embedding
-        linears = [m for block in transformer.blocks for m in block.modules() if isinstance(m, nn.Linear)]
-        matrices, self.layers = iter(laid_out(linears, few)), []
-        for block in transformer.blocks:
-            attention, gain = block.attention, None
+        self.layers, blocks = [], transformer.blocks
+        linears = [(b.attention.qkv, b.attention.out, b.mlp[0], b.mlp[2]) for b in blocks]
+        matrices, gain = laid_out(list(itertools.chain(*linears)), few), None
+        for n, block in enumerate(blocks):
             if transformer.config.qk_norm:
-                gains = torch.stack([attention.norm_q.weight, attention.norm_k.weight]).detach()
-                gain = gains[:, None] * gains.shape[1] ** 0.5
-            qkv, out, up, down = itertools.islice(matrices, 4)
-            self.layers.append((normed(block.norm1), normed(block.norm2), gain, qkv, out, up, down))
+                gains = [norm.weight.detach() for norm in (block.attention.norm_q, block.attention.norm_k)]
+                gain = torch.stack(gains)[:, None]
+            self.layers.append((normed(block.norm1), normed(block.norm2), gain, *matrices[4 * n : 4 * n + 4]))
 
     @torch.no_grad()
     def __call__(self, tokens, cache):
@@ -98,10 +97,9 @@ class Stepper:
         x = self.tokens(tokens) + self.positions.weight[t]
         for (norm1, norm2, gain, qkv, out, up, down), pairs in zip(self.layers, cache.pairs, strict=True):
             y = qkv(norm1(x)).view(B, 3, self.heads, -1)
-            if gain is not None:  # RMSNorm makes vectors √d long: queries and keys at once, in place
+            if gain is not None:  # queries and keys at once, in place
                 qk = y[:, :2]
-                qk /= torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_(min=1e-12)
-                qk *= gain
+                torch.mul(torch.rms_norm(qk, gain.shape[-1:], None, rms_eps(qk.dtype)), gain, out=qk)
             pairs[:, :, :, t] = y[:, 1:]  # into the cache: keys and values at once
             keys, values = pairs[:, :, :, : t + 1].unbind(1)
             y = F.scaled_dot_product_attention(y[:, 0, :, None], keys, values)
@@ -113,7 +111,7 @@ class Stepper:
 
 def normed(norm):
     """What the LayerNorm does, without the call of a module around it, which takes as long as the norm itself."""
-    knobs = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
+    knobs = norm.normalized_shape, norm.weight.detach().clone(), norm.bias.detach().clone(), norm.eps
     return lambda x: torch.layer_norm(x, *knobs)
 
 
@@ -124,13 +122,14 @@ def laid_out(linears, few):
     products and float32 sums. PyTorch has this for CPUs with FBGEMM (x86).
     """
     transposed = [addmm(linear) for linear in linears]
-    if not (few and all(map(fits_float16, linears))):
+    if not all(map(fits_float16, linears)):
         return transposed
-    packed = [float16(linear) for linear in linears]
-    # Half the bytes win by far where reading them is what takes the time (0.57 against 1.63 ms on one AMD Zen 5), and
-    # lose where widening them to float32 takes longer (1.43 against 1.19 on one Intel Xeon). No flag of the processor
-    # tells which it is, so a few passes over all weights do. They round differently, hence only a clear win counts.
-    return transposed if seconds(transposed, linears) < 0.9 * seconds(packed, linears) else packed
+    packed, rows = [float16(linear) for linear in linears], 8 if few else 2 * FEW
+    # With few rows half the bytes win by far where reading them takes the time (0.57 against 1.63 ms on an AMD Zen 5),
+    # and lose where widening them to float32 takes longer (1.43 against 1.19 on an Intel Xeon). No flag of a processor
+    # tells, so a few passes over all weights do. The two round differently, hence only a clear win changes the layout.
+    clearly_faster = seconds(packed, linears, rows) < 0.9 * seconds(transposed, linears, rows)
+    return packed if clearly_faster else transposed
 
 
 def addmm(linear):
@@ -151,7 +150,7 @@ def fits_float16(linear):
     return fbgemm and single and torch.equal(weight.half().float(), weight)
 
 
-def seconds(layers, linears):
-    """How long the fastest of five passes of 8 rows through the layers takes."""
-    inputs = [linear.weight.new_ones(8, linear.in_features) for linear in linears]
-    return min(timeit.repeat(lambda: [layer(x) for layer, x in zip(layers, inputs, strict=True)], number=1, repeat=5))
+def seconds(layers, linears, rows):
+    """How long the fastest of a few passes of that many rows through the layers takes."""
+    inputs = [linear.weight.new_ones(rows, linear.in_features) for linear in linears]
+    return min(timeit.repeat(lambda: [layer(x) for layer, x in zip(layers, inputs, strict=True)], number=1, repeat=4))

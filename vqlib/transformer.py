@@ -48,14 +48,17 @@ class Cache:
     """Keys and values of the tokens seen so far, so that a new token costs the work of one token.
 
     Room for ``capacity`` tokens is allocated at once: keys and values are (layers, B, heads, capacity, head dimension).
+    They lie side by side in ``pairs``, (layers, B, 2, heads, capacity, head dimension), so that one copy writes both.
     """
 
     def __init__(self, config, batch_size, capacity, device=None, dtype=None):
         shape = (config.n_layers, batch_size, 2, config.n_heads, capacity, config.d_model // config.n_heads)
         self.batch_size, self.capacity = batch_size, capacity
         self.pairs = torch.zeros(shape, device=device, dtype=dtype)
-        self.keys, self.values = self.pairs[:, :, 0], self.pairs[:, :, 1]
         self.length = 0  # tokens stored so far
+
+    keys = property(lambda self: self.pairs[:, :, 0])
+    values = property(lambda self: self.pairs[:, :, 1])
 
     def append(self, layer, keys, values):
         """Store one layer's new keys and values, (B, heads, S, head dimension), and return all that it has.
@@ -72,9 +75,12 @@ class RMSNorm(nn.RMSNorm):
     """x / √(mean x² + ε) · weight, in the dtype of x, even if autocast makes x bf16 and leaves the weight float32."""
 
     def forward(self, x):
-        # PyTorch's default ε is that of x's dtype, 0.008 in bf16, which would shrink x. Use float32's, or float64's.
-        eps = min(torch.finfo(dtype).eps for dtype in (self.weight.dtype, torch.float32))
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), eps)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), rms_eps(self.weight.dtype))
+
+
+def rms_eps(dtype):
+    """RMSNorm's ε: float32's or float64's. PyTorch's default is that of x's dtype, and 0.008 in bf16 would shrink x."""
+    return min(torch.finfo(kind).eps for kind in (dtype, torch.float32))
 
 
 class CausalSelfAttention(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vqlib import checkpoints, records
+from vqlib import records
 
 SCRIPT = Path(__file__).parent / "pairs.py"
 NOTEBOOK = (SCRIPT.parent.parent.parent / "notebooks" / "05_sampling.ipynb").read_text(encoding="utf-8")
@@ -27,25 +27,24 @@ def test_a_fast_try_writes_the_figures_that_its_table_shows(tmp_path):
 
 def test_what_the_readme_and_notebook_5_say_of_them():
     pairs = json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
-    ours, plain, again = records.load_scorecard()["generators"]["ours"], pairs["plain"], pairs["again"]
+    ours, plain, adamw = records.load_scorecard()["generators"]["ours"], pairs["plain"], pairs["adamw"]
     said = re.sub(r"\s+", " ", README)
+    assert adamw["tokenizer"] == pytest.approx(ours["tokenizer"], rel=1e-5)  # another machine rounds differently
+    free = adamw["samples"]["T = 1"]
+    assert f"{adamw['likelihood']['nats_per_code']:.3f} nats, and its samples have an FID of {free['fid']:.2f}" in said
+    assert ours["likelihood"]["nats_per_code"] < adamw["likelihood"]["nats_per_code"] - 0.02
     assert (
         f"copies worse, MSE {plain['tokenizer']['mse']:.5f}, and its samples have an FID of "
         f"{plain['samples']['T = 1']['fid']:.2f}"
     ) in said
-    assert plain["tokenizer"]["mse"] == pytest.approx(1.1 * ours["tokenizer"]["mse"], rel=0.02)  # "a tenth larger"
-    assert plain["samples"]["T = 1"]["fid"] == pytest.approx(ours["samples"]["T = 1"]["fid"], rel=0.02)
-    free, best = plain["samples"]["T = 1"], ours["samples"]["T = 1"]
-    assert free["coverage"] == pytest.approx(best["coverage"], rel=0.02)  # "about the same"
-    assert free["classification_accuracy_score"] < 0.98 * best["classification_accuracy_score"]  # "lower"
+    assert plain["tokenizer"]["mse"] == pytest.approx(1.1 * adamw["tokenizer"]["mse"], rel=0.02)  # "a tenth larger"
+    other = plain["samples"]["T = 1"]
+    assert other["fid"] == pytest.approx(free["fid"], rel=0.06)  # "about the same"
+    assert other["coverage"] == pytest.approx(free["coverage"], rel=0.02)  # "about the same"
+    assert other["classification_accuracy_score"] < 0.98 * free["classification_accuracy_score"]  # "lower"
     assert (
-        f"reaches about the same FID, {free['fid']:.2f}, and coverage, {100 * free['coverage']:.1f} %, and a lower "
-        f"accuracy score, {100 * free['classification_accuracy_score']:.1f} %, at $T = 1$"
+        f"FID, {other['fid']:.2f} against {free['fid']:.2f}, and coverage, {100 * other['coverage']:.1f} % against "
+        f"{100 * free['coverage']:.1f} %, and a lower accuracy score, "
+        f"{100 * other['classification_accuracy_score']:.1f} % against "
+        f"{100 * free['classification_accuracy_score']:.1f} %"
     ) in NOTEBOOK
-    assert (
-        f"the tokenizer's figures are the same, {again['likelihood']['nats_per_code']:.3f} nats, FID "
-        f"{again['samples']['T = 1']['fid']:.2f}"
-    ) in said
-    assert again["tokenizer"] == pytest.approx(ours["tokenizer"], rel=1e-5)  # another machine rounds differently
-    assert again["transformer"]["bf16"]
-    assert checkpoints.load_transformer(shipped=True).info["history"]["bf16"] is False

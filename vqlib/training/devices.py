@@ -12,6 +12,8 @@ from vqlib.sampling import sample
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
+BF16_PAYS = 1.25  # times as fast as float32; a smaller gain goes into converting
+
 
 @functools.cache
 def pick_device() -> str:
@@ -48,31 +50,28 @@ def results_on(device):
 def bf16_gain(device) -> float:
     """How many times as fast in bf16 as in float32 the device multiplies matrices; 0 if it isn't to be used there.
 
-    Measured once, in about 0.1 s, since no flag tells: most laptops and a T4 only emulate bf16, slowly, and of two
-    processors that have it one was twice as fast in it and the other slower. On "mps" bf16 has not been tried.
+    Measured once, in about 0.1 s, since no flag tells: most laptops only emulate bf16, slowly, and of two processors
+    that have it one was twice as fast in it and the other slower. On "mps" bf16 has not been tried, and a GPU without
+    it (a T4) is not asked.
     """
     kind = torch.device(device).type
-    if kind not in ("cpu", "cuda"):
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False) or kind not in ("cpu", "cuda"):
         return 0.0
     size = {"cpu": 512, "cuda": 4096}[kind]  # enough arithmetic to count, little enough to be emulated
-    return rate(size, torch.bfloat16, device) / rate(size, torch.float32, device)
+    with torch.autocast(kind, enabled=False):
+        return seconds(size, torch.float32, device) / seconds(size, torch.bfloat16, device)
 
 
-def rate(size, dtype, device):
-    """Products of two matrices of this size per second, measured for 50 ms after a first one."""
-    x = torch.ones(size, size, dtype=dtype, device=device)
-
-    def product():
+def seconds(size, dtype, device):
+    """How long a product of two matrices of this size takes: the fastest of those in 50 ms, after a first one."""
+    x, taken, began = torch.ones(size, size, dtype=dtype, device=device), [], time.perf_counter()
+    while len(taken) < 2 or time.perf_counter() - began < 0.05:
+        now = time.perf_counter()
         x @ x
         if x.is_cuda:
             torch.cuda.synchronize()
-
-    product()
-    began, products = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - began) < 0.05:
-        product()
-        products += 1
-    return products / elapsed
+        taken.append(time.perf_counter() - now)
+    return min(taken[1:])
 
 
 @contextlib.contextmanager

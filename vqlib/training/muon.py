@@ -16,22 +16,25 @@ class Muon(torch.optim.Optimizer):
     PyTorch's computes in bf16 always, which a processor without it emulates, sixty times slower; and it refuses
     convolutions, which are taken as matrices here, with all but the first dimension in a row.
 
-    params: parameters of two or more dimensions. lr, weight_decay: as AdamW's; an entry moves by 0.2 · lr on average.
+    params: parameters of two or more dimensions. lr, weight_decay: as AdamW's; a step's root mean square is 0.2 · lr.
     dtype: the one to compute in. There is no need to be exact.
     """
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype = dtype
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "dtype": dtype})
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
-                average = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if p.grad is None:
+                    continue
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                average = self.state[p]["momentum_buffer"]
                 average.lerp_(p.grad, 1 - group["momentum"])
                 ahead = p.grad.lerp(average, group["momentum"])  # Nesterov's: as if the next average were known
-                direction = orthogonalized(ahead.flatten(1).to(self.dtype))
+                direction = orthogonalized(ahead.flatten(1).to(group["dtype"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 # All singular values are about 1, so an entry's root mean square is 1 / √(the longer side).
                 p.add_(direction.view_as(p), alpha=-0.2 * group["lr"] * max(direction.shape) ** 0.5)

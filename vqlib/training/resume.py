@@ -24,7 +24,7 @@ class Run:
         self.checkpoint = checkpoint_of(path) if path else None
         self.identity = {"recipe": stage.recipe.as_json(), "data": data_id, "size": stage.size}
         self.history = {"steps": [], "epochs": [], "seconds": 0.0, "device": stage.device.type}
-        self.history |= {"bf16": stage.bf16, "bf16_gain": round(stage.bf16_gain, 2)}
+        self.history |= {"bf16": stage.bf16, "bf16_gain": stage.bf16_gain}
 
     def stepped(self, batch, loss):
         self.step, self.loss = self.step + 1, loss.detach()
@@ -80,7 +80,8 @@ class Run:
                     case _:
                         weights[name] = tensor
             self.stage.modules.load_state_dict(weights)
-            self.stage.bf16 = info["history"]["bf16"]  # in which the run began, whatever was measured now
+            if info["history"]["device"] == self.stage.device.type:
+                self.stage.bf16 = info["history"]["bf16"]  # in which the run began, whatever was measured now
             self.optimizers = self.stage.optimizers()
             for n, optimizer in enumerate(itertools.chain(*self.optimizers)):
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(states.pop(n, {}))})
@@ -100,7 +101,8 @@ def _difference(there, here, path=""):
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**there, **here}:
             if there.get(key) != here.get(key):
-                return _difference(there.get(key), here.get(key), f"{path}{key} ")
+                usual = "adamw" if key == "optimizer" else None  # left out, see `Recipe.as_json`
+                return _difference(there.get(key, usual), here.get(key, usual), f"{path}{key} ")
     return f"{path}{there!r} there, {here!r} here"
 
 
@@ -123,7 +125,7 @@ def run(stage, path, data_id, steps, progress):
             stage.initialise()
             now.optimizers = stage.optimizers()
         if progress:
-            distributed.say(precision(now))
+            distributed.say(precision(stage))
         if processes > 1:
             stage.parallel = {name: DistributedDataParallel(module) for name, module in stage.modules.items()}
         stage.model.train()
@@ -149,13 +151,13 @@ def run(stage, path, data_id, steps, progress):
             now.bar.close()
 
 
-def precision(now):
-    """In which precision the run computes, and why, in words."""
-    chosen, gain = "bf16" if now.history["bf16"] else "float32", now.history["bf16_gain"]
-    if not gain:  # nothing was measured
-        which = "this device" if now.stage.recipe.mixed_precision else "the recipe"
-        return f"computing in {chosen}, which is all that {which} allows"
-    return f"computing in {chosen}: when this run began, bf16 multiplied matrices {gain} times as fast as float32"
+def precision(stage):
+    """In which precision the stage computes, and why, in words."""
+    chosen = f"computing in {'bf16' if stage.bf16 else 'float32'}"
+    if not stage.bf16_gain:  # nothing was measured
+        return f"{chosen}, as {'it must on this device' if stage.recipe.mixed_precision else 'the recipe says'}"
+    gain = f"{stage.bf16_gain:.2g} times as fast"
+    return f"{chosen}: bf16 multiplies matrices {gain}, and pays from {devices.BF16_PAYS} on"
 
 
 @contextlib.contextmanager

@@ -33,11 +33,11 @@ class Stage:
         self.modules = torch.nn.ModuleDict({"model": model})  # what is trained; an adversarial stage adds to it
         self.parallel = self.modules  # until `fit` wraps them, if several processes train together
         self.bf16_gain = distributed.mean(devices.bf16_gain(device), device) if recipe.mixed_precision else 0.0
-        self.bf16 = self.bf16_gain > 1.25  # a smaller gain goes into converting
+        self.bf16 = self.bf16_gain > devices.BF16_PAYS
         self.totals = {name: torch.zeros((), dtype=torch.float32, device=device) for name in ("pictures", *totals)}
 
     def forward(self, *inputs, module="model"):
-        """What one of the modules makes of its inputs, in bf16 where the recipe and the hardware have it."""
+        """What one of the modules makes of its inputs, in bf16 where that is faster and the recipe allows it."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.parallel[module](*inputs)
 
@@ -50,7 +50,7 @@ class Stage:
         yield self.loss(batch)
 
     def hidden(self) -> list[torch.nn.Parameter]:
-        """The parameters between the model's first layer and its last, for whose matrices Muon is made."""
+        """The parameters whose matrices Muon takes if it is asked for: all, unless a stage keeps some for AdamW."""
         return list(self.model.parameters())
 
     def optimizers(self) -> list[list[torch.optim.Optimizer]]:
@@ -62,7 +62,7 @@ class Stage:
         recipe, muon = self.recipe, []
         if recipe.optimizer == "muon":
             muon = [p for p in self.hidden() if p.requires_grad and p.ndim > 1]
-        rest = [p for p in self.model.parameters() if p.requires_grad and all(p is not other for other in muon)]
+        rest = [p for p in self.model.parameters() if p.requires_grad and p not in set(muon)]
         matrices, others = ([p for p in rest if (p.ndim > 1) is matrix] for matrix in (True, False))
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}]
         optimizers = [torch.optim.AdamW(groups, weight_decay=0.0, betas=recipe.betas)]
@@ -108,7 +108,7 @@ class VQVAEStage(Stage):
             self.model.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), generator)
 
     def hidden(self):
-        return [p for p in self.model.parameters() if p.ndim == 4 and p.shape[1] > 1]  # others read or draw pixels
+        return [p for p in self.model.parameters() if p.ndim == 4 and p.shape[1] > 1]  # not what reads or draws pixels
 
     def loss(self, batch):
         images = data.to_images(self.pixels[batch.examples()])
