@@ -1,5 +1,6 @@
 """Muon: its steps against PyTorch's own and against a slow, obvious version; and whom it is given to."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -45,6 +46,20 @@ def test_the_steps_are_those_of_pytorch(shape):
             optimizer.step()
     moved = (theirs - began).norm()
     assert (ours - theirs).norm() < 0.02 * moved  # bf16 rounds theirs at other places
+
+
+def test_a_parameter_without_gradient_stays_and_a_copy_goes_on_alike():
+    still, moved = (torch.nn.Parameter(matrix(4, 6, seed=seed)) for seed in (0, 1))
+    optimizer, began = Muon([still, moved], lr=0.1, dtype=torch.float64), still.detach().clone()
+    moved.grad = matrix(4, 6, seed=2)
+    optimizer.step()
+    assert torch.equal(still, began) and not torch.equal(moved, matrix(4, 6, seed=1))
+    other = copy.deepcopy(optimizer)
+    copied = other.param_groups[0]["params"][1]
+    copied.grad = moved.grad.clone()
+    for each in (optimizer, other):
+        each.step()
+    assert torch.equal(copied, moved)
 
 
 def test_a_convolution_is_a_matrix_with_a_row_per_output_channel():

@@ -74,6 +74,26 @@ def test_the_fast_step_is_the_cached_forward(laid_out, qk_norm, rows):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 1e-3])
+def test_queries_and_keys_are_normalised_as_rmsnorm_does_even_if_they_are_tiny(transformer, scale):
+    for block in transformer.blocks:
+        block.attention.qkv.weight[:64].mul_(scale)
+        block.attention.qkv.bias[:64].mul_(scale)
+    assert_right(transformer)
+    assert_right(transformer.float())
+
+
+@torch.no_grad()
+def test_weights_that_share_memory_with_earlier_ones_are_not_disturbed_by_them(transformer):
+    norm = transformer.blocks[0].norm1
+    old = norm.weight.data
+    assert_right(transformer)
+    norm.weight.data = old.clone()
+    old.mul_(5)
+    assert_right(transformer)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rows", [8, 500])
 @pytest.mark.parametrize("halves", [True, False])
 @pytest.mark.parametrize("qk_norm", [False, True])

@@ -80,6 +80,13 @@ def test_a_cache_is_for_one_batch_size(transformer):
         transformer(tokens_of()[:, :4], transformer.new_cache(1, 50))
 
 
+def test_a_cache_made_without_gradients_works_with_them(transformer):
+    with torch.no_grad():
+        cache = transformer.new_cache(3, 50)
+    logits = transformer(tokens_of()[:, :4], cache)
+    assert logits.requires_grad and torch.equal(logits, transformer(tokens_of()[:, :4]))
+
+
 def test_a_full_cache_refuses_more_tokens(transformer):
     cache = transformer.new_cache(3, 5)
     transformer(tokens_of(S=4), cache)
