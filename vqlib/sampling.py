@@ -163,12 +163,12 @@ def sample(
 def sample_parallel(transformer, labels, *, guess=None, prefix=None, generator=None, **knobs):
     """The pictures that `sample` gives for the same arguments and seed, in fewer passes: see `write_parallel`.
 
-    Fewer passes are more work, since each one reads whole pictures where a step of `sample` reads one token. It pays
-    where a pass takes about as long for 49 tokens as for one, and on a CPU it doesn't.
+    The passes are fewer, but together more work: each reads whole pictures where a step of `sample` reads one token. It
+    can pay where a pass takes about as long for 49 tokens as for one. On a CPU it is slower than `sample`.
 
     guess: (N, 7, 7) int64 codes to start from; None is all zeros. It changes the number of passes, not the pictures.
         The codes that a `baselines.Histogram` of the training set draws from the same noise save a picture some passes:
-        (log_probs[labels] + T · noise).argmax(-1).reshape(-1, 7, 7). A second generator of the same seed makes it.
+        (log_probs[labels] + T · noise).argmax(-1).reshape(-1, 7, 7), the noise drawn again from the same seed.
     The other arguments are those of `sample`. In float64 the codes are equal to its codes, but for ties. In float32 the
     two round differently, which can tip a choice; `tests/benchmarks/passes.py` counts how often.
 

@@ -133,7 +133,7 @@ def laid_out(linears, few):
 
 
 def addmm(linear):
-    weight, bias = linear.weight.detach().t().contiguous(), linear.bias.detach()
+    weight, bias = linear.weight.detach().t().contiguous(), linear.bias.detach().clone()
     return lambda x: torch.addmm(bias, x, weight)
 
 

@@ -59,12 +59,11 @@ class Stage:
         AdamW decays matrices only (without decay it is Adam); with ``optimizer="muon"`` it leaves the hidden matrices
         to Muon.
         """
-        recipe, muon = self.recipe, []
-        if recipe.optimizer == "muon":
-            muon = [p for p in self.hidden() if p.requires_grad and p.ndim > 1]
-        rest = [p for p in self.model.parameters() if p.requires_grad and p not in set(muon)]
-        matrices, others = ([p for p in rest if (p.ndim > 1) is matrix] for matrix in (True, False))
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}]
+        recipe, learned = self.recipe, [p for p in self.model.parameters() if p.requires_grad]
+        hidden = set(self.hidden()) if recipe.optimizer == "muon" else set()
+        muon, matrices = ([p for p in learned if p.ndim > 1 and (p in hidden) is inside] for inside in (True, False))
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}]
+        groups.append({"params": [p for p in learned if p.ndim < 2]})
         optimizers = [torch.optim.AdamW(groups, weight_decay=0.0, betas=recipe.betas)]
         if muon:
             dtype = torch.bfloat16 if self.bf16 else torch.float32
