@@ -1,40 +1,127 @@
-"""Print the README's tables of results: the scorecard, and how long things take.
+"""Print the tables of README.md and of tests/benchmarks/README.md, from the figures that are kept as files.
 
 python tools/figures.py
 """
 
 import json
 import math
+import sys
 from pathlib import Path
 
 from vqlib import load_pair, records, scorecard
 
 BENCHMARKS = Path(__file__).parent.parent / "tests" / "benchmarks"
 SPEEDS = {"AVX2, float32": "speed.json", "AVX-512, training in bf16": "speed_bf16.json"}  # of tests/benchmarks/speed.py
+COLUMNS = ("real", "ours", "original recipe")  # of the README's table; its rows, by their names in the scorecard:
+ROWS = {
+    "MSE, pixels in [0, 1]": "↓ **error of a copy**: mean squared, of pixels in [0, 1]",
+    "FID ¹ of reconstructions": "↓ **FID of copies**: how far they are, as a crowd, from real pictures",
+    "FID ¹ of samples, T = 1": "↓ **FID of samples**: the same for new pictures",
+    "class agreement, T = 0.8": "↑ **agreement**: the judge sees the class that was asked for",
+    "coverage, T = 1": "↑ **coverage**: the share of real pictures that have a new one close by",
+    "classification accuracy score, T = 1": "↑ **accuracy score**: of a classifier that learned from new pictures only",
+}
 
 
-def times():
-    """As Markdown: training by the recipes of the shipped weights (steps times the time of one), writing 8 pictures."""
-    groups = [json.loads((BENCHMARKS / name).read_text(encoding="utf-8"))["groups"] for name in SPEEDS.values()]
-    rows = [f"| on two cores ³ | {' | '.join(SPEEDS)} |", "| --- " * (1 + len(SPEEDS)) + "|"]
+def kept(name):
+    return json.loads((BENCHMARKS / name).read_text(encoding="utf-8"))
+
+
+def markdown(head, *rows):
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def results():
+    """Six rows of the scorecard, and what each of them means."""
+    head, *lines = scorecard.rows(records.load_scorecard())
+    found = {line[0]: [line[head.index(column)] for column in COLUMNS] for line in lines}
+    return markdown(["", *COLUMNS], *([text, *found[name]] for name, text in ROWS.items()))
+
+
+def training_minutes():
+    """By the recipes of the shipped weights, steps times the benchmark's time of one: {stage: (steps, [minutes])}."""
+    times = {}
     for name, model in zip(("VQ-VAE", "Transformer"), load_pair(shipped=True), strict=True):
         recipe = model.info["recipe"]
         steps = recipe["epochs"] * math.ceil(60_000 / recipe["batch_size"])
-        minutes = [steps * group["10 training steps of 64 pictures"][name]["median"] / 600 for group in groups]
-        rows.append(f"| train the {name}, {steps:,} steps | {' | '.join(f'{m:.2g} minutes' for m in minutes)} |")
+        ten = [kept(file)["groups"]["10 training steps of 64 pictures"][name]["median"] for file in SPEEDS.values()]
+        times[name] = steps, [steps * seconds / 600 for seconds in ten]
+    return times
+
+
+def writing_seconds(name="vqlib"):
+    """Of 8 pictures: one number per machine."""
+    return [kept(file)["groups"]["write 8 pictures"][name]["median"] for file in SPEEDS.values()]
+
+
+def times():
+    """How long training and writing take, ours and others'."""
+    rows = [
+        [f"train the {name}, {steps:,} steps", *(f"{m:.2g} minutes" for m in minutes)]
+        for name, (steps, minutes) in training_minutes().items()
+    ]
     names = {
         "vqlib": "write 8 pictures",
         "vqlib, no cache": "the same without a cache",
         "Hugging Face transformers, GPT-2": "Hugging Face transformers, a GPT-2 of the same size",
         "x-transformers": "x-transformers, the same size",
     }
-    for name, text in names.items():
-        seconds = [group["write 8 pictures"][name]["median"] for group in groups]
-        rows.append(f"| {text} | {' | '.join(f'{s:.2f} s' for s in seconds)} |")
-    return "\n".join(rows)
+    rows += [[text, *(f"{s:.2f} s" for s in writing_seconds(name))] for name, text in names.items()]
+    return markdown(["on two cores", *SPEEDS], *rows)
+
+
+def tricks(collapse):
+    """The ablation of stage 1: the mean of three random starts, and their range."""
+
+    def cell(values, scale=1, form="{:.0f}"):
+        mean, low, high = (form.format(scale * v) for v in (sum(values) / len(values), min(values), max(values)))
+        return mean if low == high else f"{mean} ({low} to {high})"
+
+    rows = [
+        [name, cell(row["mse"], 1000, "{:.1f}"), cell(row["codes_used"]), cell(row["perplexity"], form="{:.1f}")]
+        for name, row in records.load_ablation(collapse).items()
+    ]
+    return markdown(["", "MSE · 1000", "codes used, of 64", "perplexity"], *rows)
+
+
+def optimizers():
+    rows = [
+        ["AdamW" if name == "QK-norm" else name, f"{run['steps'][-1]['step']}", f"{run['validation']:.3f}"]
+        for name, run in records.load_optimizers().items()
+    ]
+    return markdown(["", "steps of 64", "nats per code"], *rows)
+
+
+def batches():
+    """How sampling scales with the number of pictures that are written together."""
+    rows = [
+        [f"{row['pictures']:,}", f"{row['per second']:.0f}", f"{row['peak, MB']:.0f}"]
+        for row in kept("scale.json")["rows"]
+    ]
+    return markdown(["pictures together", "pictures per second", "memory beyond the model, MB"], *rows)
+
+
+def tables():
+    """The README's table, and a list of those of the benchmarks."""
+    sys.path.insert(0, str(BENCHMARKS))
+    import pairs
+    import passes
+
+    card = records.load_scorecard()
+    others = pairs.table({**kept("pairs.json"), "shipped": card["generators"]["ours"]})
+    corrected = passes.table(kept("passes.json")).split("\n\n")
+    return results(), [
+        scorecard.table(card),
+        times(),
+        tricks(False),
+        tricks(True),
+        optimizers(),
+        others,
+        *corrected,
+        batches(),
+    ]
 
 
 if __name__ == "__main__":
-    print(scorecard.table(records.load_scorecard()))
-    print()
-    print(times())
+    first, rest = tables()
+    print(first, *rest, sep="\n\n")
