@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
-NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling"]
+NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling", "06_quality"]
 CHECK = "nbval-check-output"
 
 
@@ -72,16 +72,51 @@ def test_committed_with_the_outputs_of_one_full_run(path):
 def test_size_and_shape(path):
     notebook = read(path)
     assert path.stat().st_size < 1_000_000
-    assert len(notebook["cells"]) <= (60 if path.stem.startswith("05") else 50)
-    lengths = [len(source(cell).splitlines()) for cell in code_cells(notebook)[1:]]
-    assert max(lengths) <= 25 and statistics.median(lengths) <= 8
-    assert len(source(code_cells(notebook)[0]).splitlines()) <= 20
+    assert len(notebook["cells"]) <= 60
+    cells = [source(cell) for cell in code_cells(notebook)[1:]]
+    assert statistics.median(len(re.findall(r"(?m)^.*\S", cell)) for cell in cells) <= 8
+    for cell in cells:
+        assert len(cell.splitlines()) <= (40 if re.search(r"(?m)^class ", cell) else 25), cell
+        assert max(map(len, cell.splitlines())) <= 108, "a page would have to scroll"
+    assert len(source(code_cells(notebook)[0]).splitlines()) <= 22
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def prose(path):
+    return "\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+
+
+@each_notebook
+def test_the_head_is_the_same_in_all(path):
+    first, *_ = read(path)["cells"]
+    parts = ["# ", "[![Open in Colab]", "**You will learn**", "**Time.**", "**Reads**", "**Writes**"]
+    places = [source(first).index(part) for part in parts]
+    assert places == sorted(places)
+    assert 3 <= len(re.findall(r"(?m)^- ", source(first))) <= 5
+    code = [source(cell) for cell in code_cells(read(path))]
+    assert "diagrams.two_stages(" in "".join(code[1:3]), "the reader's place on the way"
+
+
+@each_notebook
+def test_the_idea_is_in_the_text_and_nothing_else(path):
+    """The rules on writing that a test can hold."""
+    text, code = prose(path), "\n".join(source(cell) for cell in code_cells(read(path)))
+    assert 3 <= len(re.findall(r"\*\*Predict\.\*\*", text)) <= 8
+    assert text.count("What you should see") <= 4
+    assert not re.search(r"ancestor|earlier version|setup\.pick|VQLIB_FAST", text + code)
+    assert "__class__" not in code
+
+
+@pytest.mark.parametrize("name", ["02_vqvae", "04_transformer"])
+def test_the_training_loops_stand_in_the_notebooks(name):
+    code = "\n".join(source(cell) for cell in code_cells(read(ROOT / "notebooks" / f"{name}.ipynb")))
+    for line in ("optimizer.zero_grad()", "loss.backward()", "optimizer.step()"):
+        assert line in code
 
 
 @each_notebook
 def test_markdown_that_code_hosts_render(path):
-    text = "\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    text = prose(path)
     assert len(re.findall(r"(?m)^# ", text)) == 1
     assert "<details" not in text and "<div" not in text and "> [!" not in text
     assert "@@" not in text
