@@ -11,8 +11,7 @@ import pytest
 from vqlib import records
 
 SCRIPT = Path(__file__).parent / "pairs.py"
-NOTEBOOK = (SCRIPT.parent.parent.parent / "notebooks" / "05_sampling.ipynb").read_text(encoding="utf-8")
-README = (SCRIPT.parent.parent.parent / "README.md").read_text(encoding="utf-8")
+README = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -25,7 +24,7 @@ def test_a_fast_try_writes_the_figures_that_its_table_shows(tmp_path):
     assert f"| FID, T = 1 | {figures['samples']['T = 1']['fid']:.2f} | " in table
 
 
-def test_what_the_readme_and_notebook_5_say_of_them():
+def test_what_the_benchmarks_readme_says_of_them():
     pairs = json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
     ours, plain, adamw = records.load_scorecard()["generators"]["ours"], pairs["plain"], pairs["adamw"]
     said = re.sub(r"\s+", " ", README)
@@ -42,9 +41,3 @@ def test_what_the_readme_and_notebook_5_say_of_them():
     assert other["fid"] == pytest.approx(free["fid"], rel=0.06)  # "about the same"
     assert other["coverage"] == pytest.approx(free["coverage"], rel=0.02)  # "about the same"
     assert other["classification_accuracy_score"] < 0.98 * free["classification_accuracy_score"]  # "lower"
-    assert (
-        f"FID, {other['fid']:.2f} against {free['fid']:.2f}, and coverage, {100 * other['coverage']:.1f} % against "
-        f"{100 * free['coverage']:.1f} %, and a lower accuracy score, "
-        f"{100 * other['classification_accuracy_score']:.1f} % against "
-        f"{100 * free['classification_accuracy_score']:.1f} %"
-    ) in NOTEBOOK
