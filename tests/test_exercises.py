@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from vqlib.notebook import exercises
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling"]
+NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling", "06_quality"]
 
 
 def straight(z, q):
@@ -181,6 +181,37 @@ def nucleus_with_ties(shares, p):
     return shares >= shares[nucleus(shares, p)].min()
 
 
+def by_feature(a, b, spread=torch.std, together=torch.sum):
+    return together((a.mean(0) - b.mean(0)) ** 2 + (spread(a, 0) - spread(b, 0)) ** 2)
+
+
+def whole_frechet(a, b):
+    """By the eigenvalues of the product itself, which are real but come as complex numbers."""
+    c, d = a.double().T.cov().reshape(a.shape[1], -1), b.double().T.cov().reshape(a.shape[1], -1)
+    roots = torch.linalg.eigvals(c @ d).real.clamp(min=0).sqrt()
+    return (a.mean(0) - b.mean(0)).square().sum() + c.trace() + d.trace() - 2 * roots.sum()
+
+
+def reach(real, k):
+    return torch.cdist(real, real).sort(dim=1).values[:, k]
+
+
+def precise(real, samples, k):
+    """With loops."""
+    hits = [any((s - r).norm() <= far for r, far in zip(real, reach(real, k), strict=True)) for s in samples]
+    return sum(hits) / len(hits)
+
+
+def of_the_nearest(real, samples, k):
+    distance, nearest = torch.cdist(samples, real).min(1)
+    return (distance <= reach(real, k)[nearest]).float().mean()
+
+
+def reach_among_samples(real, samples, k):
+    far = torch.cdist(real, samples).sort(dim=1).values[:, k - 1]
+    return (torch.cdist(samples, real) <= far).any(1).float().mean()
+
+
 RIGHT = {
     "thumbnail_levels": lambda side: int(2 ** (294 / side**2)),
     "huffman_lengths": lambda shares: huffman(shares),
@@ -192,6 +223,8 @@ RIGHT = {
     "attend_one_more": attend,
     "at_temperature": tempered,
     "nucleus": nucleus,
+    "independent_frechet": by_feature,
+    "precision": lambda real, samples, k: (torch.cdist(samples, real) <= reach(real, k)).any(1).float().mean(),
 }
 WRONG = [
     ("thumbnail_levels", lambda side: 294 / side**2, "2\\*\\*b"),
@@ -278,6 +311,23 @@ WRONG = [
     ("nucleus", lambda shares, p: shares > 0, "2 would reach p"),
     ("nucleus", lambda shares, p: nucleus(shares, p).sort(descending=True).values, "Undo the sorting"),
     ("nucleus", lambda shares, p: nucleus(shares.flip(0), p), "less than p|not the likeliest"),
+    ("independent_frechet", lambda a, b: by_feature(a, b, torch.var), "You compare variances"),
+    ("independent_frechet", lambda a, b: (a.mean(0) - b.mean(0)).square().sum(), "means only"),
+    ("independent_frechet", lambda a, b: (a.std(0) - b.std(0)).square().sum(), "spreads only"),
+    ("independent_frechet", lambda a, b: by_feature(a, b, lambda x, dim: x.std(dim, correction=0)), "N - 1"),
+    ("independent_frechet", lambda a, b: by_feature(a, b, together=torch.mean), "average over the features"),
+    ("independent_frechet", lambda a, b: by_feature(a, b) ** 0.5, "return the root"),
+    ("independent_frechet", lambda a, b: by_feature(a, b, lambda x, dim: x.std()), "for all features together"),
+    ("independent_frechet", lambda a, b: ((a.mean(0) - b.mean(0)).abs() + (a.std(0) - b.std(0)).abs()).sum(), "Square"),
+    ("independent_frechet", whole_frechet, "the whole distance"),
+    ("independent_frechet", lambda a, b: 3.0, "you get 3.000"),
+    ("precision", lambda r, s, k: (torch.cdist(s, r) <= reach(r, k)).any(0).float().mean(), "This is coverage"),
+    ("precision", lambda r, s, k: (torch.cdist(s, r) <= reach(r, k - 1)).any(1).float().mean(), "its own nearest"),
+    ("precision", of_the_nearest, "nearest real picture only"),
+    ("precision", reach_among_samples, "k-th nearest \\*sample\\*"),
+    ("precision", lambda r, s, k: (torch.cdist(s, r) <= reach(r, k)).any(1).sum(), "between 0 and 1"),
+    ("precision", lambda r, s, k: (torch.cdist(r, s) <= reach(r, k)[:, None]).float().mean(), "any\\(\\)"),
+    ("precision", lambda r, s, k: precise(s, r, k), "it should be"),
 ]
 ALSO_RIGHT = [
     ("thumbnail_levels", lambda side: torch.tensor(2 ** (294 / side**2)).floor()),
@@ -287,6 +337,8 @@ ALSO_RIGHT = [
     ("may_look", lambda T: torch.ones(T, T).tril() > 0),
     ("attend_one_more", attend_by_library),
     ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1] / (step(*a)[0] + 1e-5)[:, None])),
+    ("independent_frechet", lambda a, b: by_feature(a.double(), b.double()).item()),
+    ("precision", precise),
     ("nucleus", lambda shares, p: nucleus(shares.flip(0), p).flip(0)),  # of equally likely ones the others
     ("at_temperature", lambda logits, T: logits.div_(T or 1e-12).softmax(-1)),  # changes what it was given
     ("moving_average_step", lambda c, t, v, k, d: list(step(c.mul_(1), t, v, k, d))),

@@ -55,6 +55,7 @@ CASES = {
     "receptive_field": (rand(28, 28), (3, 3)),
     "distributions": ([rand(64)] * 4, [f"T = {T}" for T in range(4)]),
     "seeds": ({"plain": {key: rand(2) for key in "abc"}}, {key: key for key in "abc"}),
+    "clouds": ({"a": (rand(9, 2), rand(8, 2)), "b": (rand(7, 2), rand(9, 2))},),
     "trade": ([{"temperature": x, "guidance": 1, "agreement": x, "coverage": x} for x in rand(3)],),
 }
 
@@ -212,6 +213,22 @@ def test_bars_are_sorted_and_a_dead_code_is_drawn_as_such():
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.7, 0.2, 0.1]
     codebook = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
     assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), {"toy": codebook}).axes[0].get_title()
+
+
+def test_clouds_are_drawn_with_the_mean_and_the_axes_of_their_covariance():
+    """A cloud along a line that rises to the right by 30 degrees, and a round one."""
+    along = torch.tensor([[3.0, 3**0.5]]) * torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])
+    across = torch.tensor([[-1.0, 3**0.5]]) / 4 * torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    round_one = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) + 5
+    axis = plots.clouds({"two": (along + across + 1, round_one)}).axes[0]
+    tilted, circle = axis.patches
+    sides = sorted([tilted.width, tilted.height])  # each 4 deviations: of ±√12 along, of ±1/2 across; 3 = 4 points - 1
+    assert sides == pytest.approx([4 * (4 * 0.25 / 3) ** 0.5, 4 * (4 * 12 / 3) ** 0.5])
+    long_axis = tilted.angle if tilted.width > tilted.height else tilted.angle + 90
+    assert long_axis % 180 == pytest.approx(30) and tuple(tilted.center) == pytest.approx((1, 1))
+    assert circle.width == pytest.approx(circle.height) and tuple(circle.center) == (5, 5)
+    assert [tuple(line.get_xydata()[0]) for line in axis.lines] == [pytest.approx((1, 1)), (5, 5)]
+    assert [line.get_label() for line in axis.lines] == ["real", "samples"]
 
 
 def test_the_trade_has_a_line_for_each_knob_and_the_unguided_point_begins_the_guided_line():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from vqlib.classifier import ClassifierConfig, accuracy
 from vqlib.sampling import sample
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
+ROOT = Path(__file__).parent.parent
 MODEL = ClassifierConfig(channels=4, features=16)
 QUICK = {"epochs": 4, "batch_size": 16, "warmup_steps": 3, "mixed_precision": False, "model": MODEL}
 QUICK = dataclasses.replace(training.SCORE, **QUICK)
@@ -153,6 +155,7 @@ def test_the_shipped_card_is_of_the_shipped_pair(card):
 
 
 def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
+    """Notebook 6, and the notebooks on sampling before it, in words; its figures are below."""
     ours, chart = card["generators"]["ours"], {(p["temperature"], p["guidance"]): p for p in card["chart"]}
     plain, cool, guided, mild = (ours["samples"][knobs] for knobs in scorecard.KNOBS)
     assert guided["agreement"] > cool["agreement"] > plain["agreement"]
@@ -179,6 +182,42 @@ def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
     assert plain["classification_accuracy_score"] < copies < real
     for T in (0.8, 1.0):
         assert chart[T, 2.0]["coverage"] < chart[T, 1.5]["coverage"]
+
+
+def test_the_figures_in_the_text_of_notebook_6_are_the_cards(card):
+    cells = json.loads((ROOT / "notebooks" / "06_quality.ipynb").read_text(encoding="utf-8"))["cells"]
+    said = " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    real, ours, original = card["real pictures"], *(card["generators"][name] for name in ("ours", "original recipe"))
+    plain, cool, copies = ours["samples"]["T = 1"], ours["samples"]["T = 0.8"], ours["reconstructions"]
+    theirs, score = original["samples"]["T = 1"], "classification_accuracy_score"
+    nats = [pair["likelihood"]["nats_per_code"] for pair in (original, ours)]
+    for words in (
+        f"it names {100 * real['judge_accuracy']:.1f} % of the test pictures right",
+        f"At 10,000 ours is {plain['fid']:.2f}, and that of real pictures {real['fid']:.2f}",
+        f"{100 * plain[score]:.1f} % from our samples, {100 * ours['training_reconstructions'][score]:.1f} % from the "
+        f"tokenizer's copies of real training pictures, {100 * real[score]:.1f} % from those pictures themselves",
+        f"Over 2,000 test pictures {100 * ours['bayes_accuracy']:.1f} % are right",
+        f"{cool['nearest_mean']:.4f} on average over 1,000",
+        f"the copies have an FID of {copies['fid']:.2f}, and the judge names {100 * copies['agreement']:.1f} % of them "
+        f"right; our samples have {plain['fid']:.2f} and {100 * plain['agreement']:.1f} %",
+        f"A code of the original recipe costs {nats[0]:.3f} nats and ours {nats[1]:.3f}",
+        f"an FID of {theirs['fid']:.2f}, more than twice ours, and cover {100 * theirs['coverage']:.1f} % of the real "
+        f"pictures, where ours cover {100 * plain['coverage']:.1f} %",
+    ):
+        assert words in said, words
+    assert ours["bayes_pictures"] == 2000 and plain["pictures"] == copies["pictures"] == 10_000
+    assert cool["nearest_least"] > copies["nearest_least"]  # "none comes as near as the nearest test picture does"
+    assert plain["nearest_mean"] > copies["nearest_mean"] > cool["nearest_mean"]
+    naive = card["generators"]["histogram"]["samples"]["T = 1"]
+    assert 4 * plain["fid"] < naive["fid"] < 5 * plain["fid"]
+    by_eye = ["ours", "original recipe", "histogram", "uniform codes"]
+    for measure in ("coverage", score):
+        shares = [card["generators"][name]["samples"]["T = 1"][measure] for name in by_eye]
+        assert shares == sorted(shares, reverse=True)
+    assert original["samples"]["T = 0.8"]["agreement"] < naive["agreement"]  # ghosts are the easier to name
+    assert ours["samples"]["T = 0.8, guidance 2"]["agreement"] > real["judge_accuracy"]
+    assert ours["tokenizer"]["mse"] < original["tokenizer"]["mse"]
+    assert ours["tokenizer"]["perplexity"] > original["tokenizer"]["perplexity"]
 
 
 def test_the_original_recipes_column_and_its_record_are_of_one_run(card):

@@ -1,4 +1,4 @@
-"""A small classifier, whose answers and features score what the generator draws (notebook 05).
+"""A small classifier, whose answers and features score what the generator draws (notebook 06).
 
 Two are shipped. The *judge* measures: how often the class asked for is seen, and the 128 features behind the Fréchet
 distance and coverage. The *critic*, trained from another seed, chooses among samples (`rerank`). They are two because a

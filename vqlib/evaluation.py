@@ -1,4 +1,4 @@
-"""Measuring: reconstruction error, codebook use, likelihood, and the quality of samples (notebook 05).
+"""Measuring: reconstruction error, codebook use, likelihood, and the quality of samples (notebook 06).
 
 Errors of pictures are on the [0, 1] scale: an MSE here is a quarter of the networks', which see [-1, 1]. Arguments of
 another shape, dtype or range are a ValueError.

@@ -1,4 +1,4 @@
-"""The scorecard: score a trained pair on the test set, print ten rows, write all figures as JSON (notebook 05).
+"""The scorecard: score a trained pair on the test set, print ten rows, write all figures as JSON (notebook 06).
 
     python -m vqlib.scorecard                                  # your own pair, or the shipped one
     python -m vqlib.scorecard --original-run runs/original     # with a run of the original recipe beside it

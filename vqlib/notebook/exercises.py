@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from vqlib.evaluation import frechet_distance
 from vqlib.tokens import Vocabulary
 
 VOCABULARY = Vocabulary()  # of the original recipe: 64 codes, 10 classes
@@ -365,3 +366,73 @@ def nucleus(answer):
         _hint(other, f"{where} you keep the right number of codes, but not the likeliest. Undo the sorting.")
         _hint(total < p - 1e-6, f"{where} you keep {total:.2f}, less than p. The code that crosses p stays, too.")
         _hint(n > size, f"{where} you keep {n} codes, and {size} would reach p. Of equal ones, keep just enough.")
+
+
+# --- notebook 6
+@checker
+def independent_frechet(answer):
+    """answer(features, others) -> the Fréchet distance of (N, D) and (M, D) features, each taken by itself."""
+    for D in (1, 6):
+        features, others = _random(50, D), 0.5 * _random(40, D, seed=1) + torch.linspace(1, 2, D)
+        given, right = _number(answer(features, others)), _by_feature(features, others)
+        if abs(given - right) <= 1e-3:
+            continue
+        hints = {
+            "variances": "You compare variances. In the formula stand standard deviations, their square roots.",
+            "spreads": "You compare the spreads only. The gap of the means counts, too.",
+            "means": "You compare the means only. The gap of the standard deviations counts, too.",
+            "by N": "You divide by N in the variance. Divide by N - 1, as the notebook does.",
+            "averaged": "You average over the features. Add them up.",
+            "root": "You return the root. The Fréchet distance of this notebook, like FID, is a squared one.",
+            "one spread": "You take one standard deviation for all features together. Each has its own: dim=0.",
+            "not squared": "Square the gaps before you add them up.",
+        }
+        for how, hint in hints.items():
+            _hint(abs(given - _by_feature(features, others, how)) <= 1e-3, hint)
+        whole = abs(given - frechet_distance(features, others)) <= 1e-3
+        _hint(whole, "This is the whole distance. Leave out how the features vary together: all covariances are 0.")
+        steps = "Per feature: the squared gap of the means, plus the squared gap of the standard deviations."
+        raise Hint(f"With {D} features you get {given:.3f}, and it should be {right:.3f}. {steps}")
+
+
+def _by_feature(features, others, how=""):
+    """The right figure, or what one gets by going wrong in the way called ``how``."""
+    power, dim = 2 if how == "variances" else 1, None if how == "one spread" else 0
+    spreads = [x.std(dim, correction=how != "by N") ** power for x in (features, others)]
+    means = features.mean(0) - others.mean(0)
+    gaps = {"means": means, "spreads": (spreads[0] - spreads[1]).expand_as(means)}
+    parts = [gaps[how]] if how in gaps else gaps.values()
+    total = sum((gap.abs() if how == "not squared" else gap.square()).sum().item() for gap in parts)
+    return {"averaged": total / features.shape[1], "root": total**0.5}.get(how, total)
+
+
+@checker
+def precision(answer):
+    """answer(real, samples, k) -> the share of samples in the neighbourhood of a real picture: (N, D), (M, D), int."""
+    for N, M, k in ((60, 50, 3), (50, 80, 1), (40, 60, 7)):
+        real, samples = _random(N, 3), 1.5 * _random(M, 3, seed=1)
+        given, right = _number(answer(real, samples, k)), _precision(real, samples, k)
+        if abs(given - right) <= 1e-4:
+            continue
+        _hint(not 0 <= given <= 1, f"You return {given:.4g}, and a share lies between 0 and 1.")
+        hints = {
+            "turned": "This is coverage, the share of *real* pictures with a sample near. Here, count the samples.",
+            "itself": "Each picture is its own nearest, at distance 0. So the k-th nearest *other* is the (k + 1)-th.",
+            "nearest": "You ask the nearest real picture only. Another may have a wider neighbourhood: any will do.",
+            "of samples": "Your neighbourhoods reach to the k-th nearest *sample*. Measure them among real pictures.",
+        }
+        for how, hint in hints.items():
+            _hint(abs(given - _precision(real, samples, k, how)) <= 1e-4, hint)
+        steps = "Compare each distance with the reach of *its* real picture, then take any() over those."
+        raise Hint(f"With k = {k} you get {given:.3f}, and it should be {right:.3f}. {steps}")
+
+
+def _precision(real, samples, k, how=""):
+    """The right figure, or what one gets by going wrong in the way called ``how``."""
+    centres = samples if how == "of samples" else real
+    reach = torch.cdist(real, centres).kthvalue(k + (how not in ("itself", "of samples")), dim=1).values
+    distances = torch.cdist(samples, real)  # (M, N)
+    near = distances <= reach
+    if how == "nearest":
+        near = near.gather(1, distances.argmin(1, keepdim=True))
+    return near.any(0 if how == "turned" else 1).float().mean().item()

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Ellipse, Rectangle
 
 from vqlib.data import CLASS_NAMES
 
@@ -297,6 +297,29 @@ def seeds(variants, labels, scales=None):
             axis.plot([values.mean()] * 2, [y - 0.35, y + 0.35], color=COLOURS[1], linewidth=2)
         axis.set(xlabel=label, yticks=range(len(variants)), yticklabels=list(variants))
     axes[0, 0].invert_yaxis()
+    return figure
+
+
+@styled
+def clouds(pairs, names=("real", "samples")):
+    """Two clouds of points beside each other, {title: ((N, 2), (M, 2))}: each with its mean, and as a Gaussian.
+
+    The ellipse has the axes of the cloud's covariance, two standard deviations long on each side of the mean.
+    """
+    width = min(2.6, WIDTH / len(pairs))
+    figure, axes = _figure(width * len(pairs), width + 0.2, 1, len(pairs), sharex=True, sharey=True)
+    for axis, (title, both) in zip(axes[0], pairs.items(), strict=True):
+        for points, name, colour in zip(both, names, COLOURS, strict=False):
+            points = _array(points).astype(float)
+            axis.scatter(*points.T, color=colour, s=3 + 200 / len(points), alpha=0.4, linewidths=0)
+            mean, (variances, directions) = points.mean(0), np.linalg.eigh(np.cov(points.T))
+            width, height = 4 * np.sqrt(variances.clip(min=0))
+            angle = np.degrees(np.arctan2(directions[1, 0], directions[0, 0]))
+            ellipse = Ellipse(mean, width, height, angle=angle, fill=False, edgecolor=colour, linewidth=2)
+            axis.add_patch(ellipse)
+            axis.plot(*mean, marker="X", color=colour, markersize=8, linestyle="none", label=name)
+        axis.set(title=title, aspect="equal")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
