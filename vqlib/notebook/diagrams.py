@@ -40,14 +40,18 @@ class _Drawing:
     def text(self, x, y, text, size=SMALL, colour=GREY, **options):
         self.axis.text(x, y, text, size=size, color=colour, **{"ha": "center", "va": "center"} | options)
 
-    def box(self, x, y, width, height, text="", fill="none", edge=None, rounding=0, size=NORMAL, label="", **options):
+    def box(self, x, y, width, height, text="", fill="none", edge=None, rounding=0, **options):
         style = f"round,pad=0,rounding_size={rounding}" if rounding else "square,pad=0"
         colours = {"facecolor": fill, "edgecolor": edge or (GREY if fill == "none" else fill)}
-        corner = x - width / 2, y - height / 2
+        corner, size = (x - width / 2, y - height / 2), options.pop("size", NORMAL)
         self.axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, **colours, **options))
         self.text(x, y, text, size, INK.get(fill, GREY))
-        self.text(x, y + height / 2 + 1.5, label)
         return x, y, width, height
+
+    def labelled(self, place, label):
+        x, y, _, height = place
+        self.text(x, y + height / 2 + 1.5, label)
+        return place
 
     def learned(self, x, y, text, width=11, **options):
         return self.box(x, y, width, 5, text, LEARNED, **options)
@@ -61,7 +65,7 @@ class _Drawing:
     def image(self, x, y, image, label=""):
         extent = x - 3.5, x + 3.5, y + 3.5, y - 3.5
         self.axis.imshow(image, "gray", vmin=-1, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
-        return self.box(x, y, 7, 7, label=label)
+        return self.labelled(self.box(x, y, 7, 7), label)
 
     def codes(self, x, y, codes, label=""):
         """A grid of orange cells, the stronger the larger the code."""
@@ -74,7 +78,7 @@ class _Drawing:
             fill_it, frame = fill if fill == "none" else colour, "none" if text == "…" else None
             self.box(x + width / 2, y, width - 0.3, 3, text, fill_it, frame, size=SMALL)
             x += width
-        return self.box((left + x) / 2, y, x - left, 3, edge="none", label=label)
+        return self.labelled(self.box((left + x) / 2, y, x - left, 3, edge="none"), label)
 
     def arrow(self, *points, back=False):
         """An arrow through these points; back: it carries gradients."""
@@ -256,7 +260,8 @@ def transformer():
     draw.line((47.5, 14.6), (69, 21.9), 0.7)
     halves = ("attention\n8 heads", "between tokens, looking back"), ("MLP\n256→1024→256", "within each token")
     for left, (name, what) in zip((6, 39), halves, strict=True):
-        draw.flow(draw.learned(left + 6, 27.5, "norm", 6), draw.learned(left + 18.5, 27.5, name, 13, label=what))
+        layer = draw.labelled(draw.learned(left + 18.5, 27.5, name, 13), what)
+        draw.flow(draw.learned(left + 6, 27.5, "norm", 6), layer)
         draw.arrow((left, 37.5), (left, 27.5), (left + 2.7, 27.5))
         draw.arrow((left + 25.3, 27.5), (left + 28, 27.5), (left + 28, 35.8))
         draw.operation(left + 28, 37.5, "+", 2.8, 2.8)
@@ -336,5 +341,5 @@ def guidance(uncond, cond, weights=(0, 1, 2)):
         axis.set_xticklabels(shown, fontsize=7)
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("probability")
-    axes[0, -1].legend(loc="upper right")
+    axes[0, -1].legend(loc="best")  # wherever no bar is
     return figure
