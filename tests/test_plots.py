@@ -45,7 +45,6 @@ CASES = {
     "class_grid": (PICTURES.repeat(2, 1, 1, 1), 2),
     "histogram_of_pixels": (torch.arange(32, dtype=torch.uint8).reshape(2, 4, 4),),
     "curves": ({"a": (rand(9), rand(9)), "b": (rand(9), rand(9))}, "x", "y", "log", {"c": rand(1)[0], "d": rand(2)[1]}),
-    "histories": ({"a": [{"step": i, "mse": x} for i, x in enumerate(rand(9))]}, ("mse",) * 3, "abc", ("log",) * 3),
     "bars": ({"a": rand(5), "b": rand(5)}, "x", "y", True, {"even": rand(1)[0]}),
     "voronoi": (rand(20, 2), {"codes": rand(3, 2), "others": rand(4, 2), "more": rand(5, 2)}),
     "token_map": (PICTURES[:2], torch.arange(98).reshape(2, 7, 7) % 64),
@@ -208,9 +207,12 @@ def test_each_returns_a_figure_that_pyplot_has_forgotten(name):
     assert len(stream.getvalue()) > 1000
 
 
-def test_bars_are_sorted_and_a_dead_code_is_drawn_as_such():
-    figure = plots.bars({"a": [0.1, 0.7, 0.2]}, "x", "y")
-    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.7, 0.2, 0.1]
+def test_bars_are_as_high_as_their_values():
+    figure = plots.bars({"a": [0.1, 0.7, 0.2], "b": [0.3, 0.4]}, "x", "y")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.1, 0.7, 0.2, 0.3, 0.4]
+
+
+def test_a_dead_code_is_drawn_as_such():
     codebook = torch.tensor([[0.0, 0.0], [9.0, 9.0]])
     assert "1 of 2 codes used" in plots.voronoi(torch.zeros(4, 2), {"toy": codebook}).axes[0].get_title()
 

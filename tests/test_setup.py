@@ -17,12 +17,6 @@ from vqlib import checkpoints
 from vqlib.notebook import setup
 
 
-def test_pick_takes_the_small_number_only_at_the_speed_of_the_tests(monkeypatch):
-    assert setup.pick(10_000, 500) == 10_000
-    monkeypatch.setenv("VQLIB_FAST", "1")
-    assert setup.pick(10_000, 500) == 500
-
-
 def test_versions_names_what_a_notebook_runs_on():
     line = setup.versions()
     assert all(word in line for word in (torch.__version__, f"vqlib {vqlib.__version__}", "cpu", "seed 0"))

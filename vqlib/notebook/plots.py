@@ -144,32 +144,15 @@ def curves(series, x_label, y_label, x_scale="linear", levels=None):
 
 
 @styled
-def histories(runs, keys, labels, y_scales):
-    """Training histories, {name: history["steps"]}, with one set of axes for each key of their records."""
-    figure, axes = _figure(min(3.2, WIDTH / len(keys)) * len(keys), 2.6, 1, len(keys))
-    for axis, key, label, y_scale in zip(axes[0], keys, labels, y_scales, strict=True):
-        for name, rows in runs.items():
-            steps, values = (_array([row[of] for row in rows]) for of in ("step", key))
-            axis.plot(steps, values, label=name, linewidth=1.2)
-        axis.set(xlabel="step", title=label, yscale=y_scale)
-    axes[0, -1].legend()
-    return figure
-
-
-@styled
-def bars(series, x_label, y_label, sort=True, levels=None):
-    """Named groups of bars, {name: (K,) values}, and dashed horizontal lines, levels={name: y}.
-
-    sort: whether each group is sorted by itself, from large to small.
-    """
+def bars(series, x_label, y_label):
+    """Named groups of bars, {name: (K,) values}."""
     figure, axes = _figure(6.4, 2.4)
     width = 0.85 / len(series)
     for i, (name, values) in enumerate(series.items()):
-        values = np.sort(_array(values))[::-1] if sort else _array(values)
-        axes[0, 0].bar(np.arange(len(values)) + (i - (len(series) - 1) / 2) * width, values, width, label=name)
-    _levels(axes[0, 0], levels)
+        middle = np.arange(len(values)) + (i - (len(series) - 1) / 2) * width
+        axes[0, 0].bar(middle, _array(values), width, label=name)
     axes[0, 0].set(xlabel=x_label, ylabel=y_label)
-    if len(series) + len(levels or {}) > 1:
+    if len(series) > 1:
         axes[0, 0].legend(**ABOVE)
     return figure
 

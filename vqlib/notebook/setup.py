@@ -1,4 +1,4 @@
-"""The first lines of a notebook: the numbers it runs with, what it runs on, where its runs are kept, helpful errors."""
+"""The first lines of a notebook: what it runs on, where its runs are kept, helpful errors."""
 
 import os
 import symtable
@@ -8,11 +8,6 @@ import torch
 
 import vqlib
 from vqlib import checkpoints
-
-
-def pick(full, small):
-    """A number for a notebook: ``full``, or ``small`` where VQLIB_FAST=1 asks for the speed of the tests."""
-    return small if vqlib.fast() else full
 
 
 def versions(device="cpu"):
