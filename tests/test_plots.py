@@ -45,7 +45,7 @@ CASES = {
     "class_grid": (PICTURES.repeat(2, 1, 1, 1), 2),
     "histogram_of_pixels": (torch.arange(32, dtype=torch.uint8).reshape(2, 4, 4),),
     "curves": ({"a": (rand(9), rand(9)), "b": (rand(9), rand(9))}, "x", "y", "log", {"c": rand(1)[0], "d": rand(2)[1]}),
-    "bars": ({"a": rand(5), "b": rand(5)}, "x", "y", True, {"even": rand(1)[0]}),
+    "bars": ({"a": rand(5), "b": rand(5)}, "x", "y"),
     "voronoi": (rand(20, 2), {"codes": rand(3, 2), "others": rand(4, 2), "more": rand(5, 2)}),
     "token_map": (PICTURES[:2], torch.arange(98).reshape(2, 7, 7) % 64),
     "palette": (2 * rand(20, 1, 4, 4) - 1,),
@@ -162,12 +162,9 @@ def test_numbers_can_be_read_over_the_colour_of_their_cell():
 
 
 def test_levels_are_drawn_and_named():
-    curves = plots.curves({"a": ([1, 2], [3, 4])}, "x", "y", levels={"chance": 4.16})
-    bars = plots.bars({"a": torch.rand(5)}, "x", "y", levels={"even": 0.2})
-    for figure, name, at in ((curves, "chance", 4.16), (bars, "even", 0.2)):
-        axis = figure.axes[0]
-        assert name in [text.get_text() for text in axis.get_legend().get_texts()]
-        assert [line.get_ydata()[0] for line in axis.lines if line.get_label() == name] == [at]
+    axis = plots.curves({"a": ([1, 2], [3, 4])}, "x", "y", levels={"chance": 4.16}).axes[0]
+    assert "chance" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert [line.get_ydata()[0] for line in axis.lines if line.get_label() == "chance"] == [4.16]
 
 
 def test_a_map_of_codes_has_a_column_for_each_of_k_codes():

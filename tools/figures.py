@@ -16,10 +16,10 @@ COLUMNS = ("real", "ours", "original recipe")  # of the README's table; its rows
 ROWS = {
     "MSE, pixels in [0, 1]": "↓ **error of a copy**: mean squared, of pixels in [0, 1]",
     "FID ¹ of reconstructions": "↓ **FID of copies**: how far they are, as a crowd, from real pictures",
-    "FID ¹ of samples, T = 1": "↓ **FID of samples**: the same for new pictures",
-    "class agreement, T = 0.8": "↑ **agreement**: the judge sees the class that was asked for",
-    "coverage, T = 1": "↑ **coverage**: the share of real pictures that have a new one close by",
-    "classification accuracy score, T = 1": "↑ **accuracy score**: of a classifier that learned from new pictures only",
+    "FID ¹ of samples, T = 1": "↓ **FID of samples**, T = 1: the same for new pictures",
+    "class agreement, T = 0.8": "↑ **agreement**, T = 0.8: the judge sees the class that was asked for",
+    "coverage, T = 1": "↑ **coverage**, T = 1: the share of real pictures that have a new one close by",
+    "classification accuracy score, T = 1": "↑ **accuracy score**, T = 1: of a classifier that learned from new pictures only",
 }
 
 
