@@ -19,7 +19,7 @@ ROWS = {
     "FID ¹ of samples, T = 1": "↓ **FID of samples**, T = 1: the same for new pictures",
     "class agreement, T = 0.8": "↑ **agreement**, T = 0.8: the judge sees the class that was asked for",
     "coverage, T = 1": "↑ **coverage**, T = 1: the share of real pictures that have a new one close by",
-    "classification accuracy score, T = 1": "↑ **accuracy score**, T = 1: of a classifier that learned from new pictures only",
+    "classification accuracy score, T = 1": "↑ **accuracy score**, T = 1: of a classifier trained on new pictures only",
 }
 
 
