@@ -321,23 +321,21 @@ def cached_and_not():
 
 
 @styled
-def guidance(uncond, cond, weights=(0, 1, 2)):
-    """The next code without the class, with it, and guided: softmax(uncond + w · (cond - uncond)) for each weight w.
+def guidance(uncond, cond):
+    """The next code without the class, with it, and guided: softmax(uncond + w · (cond - uncond)) for w = 0, 1, 2.
 
     uncond, cond: (K,) float logits. Shown are the 12 codes that are likeliest anywhere, sorted by their probability
     with the class. The outline repeats the distribution without the class, w = 0.
     """
     uncond, cond = _array(uncond), _array(cond)
-    logits = {w: torch.from_numpy(uncond + w * (cond - uncond)) for w in (0, 1, *weights)}
-    probabilities = {w: values.softmax(-1).numpy() for w, values in logits.items()}
-    shown = np.argsort(-np.max(list(probabilities.values()), 0))[:12]
+    probabilities = [torch.from_numpy(uncond + w * (cond - uncond)).softmax(-1).numpy() for w in range(3)]
+    shown = np.argsort(-np.max(probabilities, 0))[:12]
     shown = shown[np.argsort(-cond[shown])]
-    figure, axes = _figure(WIDTH, 2.3, 1, len(weights), sharey=True)
-    for axis, w in zip(axes[0], weights, strict=True):
+    figure, axes = _figure(WIDTH, 2.3, 1, 3, sharey=True)
+    for w, (axis, meaning) in enumerate(zip(axes[0], ("any class", "the class", "guided"), strict=True)):
         axis.bar(range(len(shown)), probabilities[w][shown], color=CODE)
         axis.bar(range(len(shown)), probabilities[0][shown], color="none", edgecolor=GREY, label="w = 0")
-        meaning = "any class" if w == 0 else "the class" if w == 1 else "guided" if w > 1 else "in between"
-        axis.set(title=f"w = {w:g}: {meaning}", xlabel="code", xticks=range(len(shown)))
+        axis.set(title=f"w = {w}: {meaning}", xlabel="code", xticks=range(len(shown)))
         axis.set_xticklabels(shown, fontsize=7)
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("probability")
