@@ -15,9 +15,10 @@ from einops import rearrange
 from hypothesis import settings
 
 from vqlib import data
+from vqlib.adversarial import DiscriminatorConfig
 from vqlib.classifier import ClassifierConfig
 from vqlib.pair import Pair
-from vqlib.training import ClassifierRecipe, TransformerRecipe, VQVAERecipe, loop, stages
+from vqlib.training import ClassifierRecipe, DecoderRecipe, TransformerRecipe, VQVAERecipe, loop, stages
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -137,8 +138,12 @@ TRANSFORMER_TINY = TransformerRecipe(
     drop_class=0.3,
     model=TransformerConfig(d_model=16, n_heads=2, n_layers=1),
 )
+DECODER_TINY = DecoderRecipe(
+    **QUICK, schedule="cosine", fabrics=True, discriminator=DiscriminatorConfig(channels=8), betas=(0.5, 0.99)
+)
 CLASSIFIER_TINY = ClassifierRecipe(**QUICK, schedule="cosine", model=ClassifierConfig(channels=4, features=16))
-TINY = {"vqvae": VQVAE_TINY, "ema": EMA_TINY, "transformer": TRANSFORMER_TINY, "classifier": CLASSIFIER_TINY}
+TINY = {"vqvae": VQVAE_TINY, "ema": EMA_TINY, "transformer": TRANSFORMER_TINY}
+TINY |= {"decoder": DECODER_TINY, "classifier": CLASSIFIER_TINY}
 
 
 def pictures(n=90):
@@ -151,10 +156,12 @@ def some():
 
 
 def run(recipe, dataset, path=None, **options):
-    """Train by this recipe, whichever stage it is of; a Transformer on the codes of `tokenizer`."""
+    """Train by this recipe, whichever stage it is of; a Transformer or a decoder on the codes of `tokenizer`."""
     options = {"path": path, "device": "cpu", "progress": False, **options}
     if isinstance(recipe, TransformerRecipe):
         return stages.train_transformer(recipe, tokenizer(), dataset, **options)
+    if isinstance(recipe, DecoderRecipe):
+        return stages.train_decoder(recipe, tokenizer(), dataset, **options)
     train_stage = stages.train_vqvae if isinstance(recipe, VQVAERecipe) else stages.train_classifier
     return train_stage(recipe, dataset, **options)
 

@@ -354,6 +354,12 @@ def test_every_option_is_passed_on(pair, tmp_path, monkeypatch):
     assert torch.equal(shown(tmp_path / "new" / "out.png"), data.to_pixels(expected))
 
 
+def test_the_command_draws_with_the_decoder_asked_for(tmp_path):
+    main(["generate", "Shirt", "--n", "2", "--decoder", "crisp", "--out", str(tmp_path / "out.png")])
+    expected = vqlib.load_pair(decoder="crisp", shipped=True).generate("Shirt", 2)
+    assert torch.equal(shown(tmp_path / "out.png"), data.to_pixels(expected))
+
+
 def test_without_options_it_is_eight_of_the_readers_own(pair, tmp_path, monkeypatch, capsys):
     save(pair, checkpoints.runs_folder())
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from conftest import (
     CLASSIFIER_TINY,
+    DECODER_TINY,
     EMA_TINY,
     QUICK,
     STEPS,
@@ -46,6 +47,7 @@ from vqlib.training import (
     TransformerStage,
     VQVAEStage,
     devices,
+    distributed,
     learning_rate,
     loop,
     recipes,
@@ -909,6 +911,26 @@ def test_the_command_line_trains_the_two_judges(tiny, tmp_path, monkeypatch, cap
     assert same_weights(checkpoints.load_classifier("judge", folder / "judge.safetensors"), judge)
 
 
+def test_the_command_line_trains_decoders_for_the_readers_codes(tiny, tmp_path, monkeypatch, capsys):
+    crisp = dataclasses.replace(DECODER_TINY, name="crisp", epochs=1, batch_size=100, fabrics=False)
+    decoders = {"crisp": crisp, "fabrics": dataclasses.replace(crisp, name="fabrics", fabrics=True)}
+    monkeypatch.setattr(recipes, "DECODERS", decoders)
+    with pytest.raises(SystemExit, match="vqvae first"):
+        main("decoders", "--mini")
+    main("all", "--mini")
+    main("crisp", "--mini")
+    folder = tmp_path / "runs" / "mini"
+    assert sorted(os.listdir(folder)) == ["crisp.safetensors", *FILES]
+    main("decoders", "--mini")
+    assert sorted(os.listdir(folder)) == ["crisp.safetensors", "fabrics.safetensors", *FILES]
+    pair = vqlib.load_pair("mini", decoder="crisp")
+    figures = pair.vqvae.decoder.info["test"]
+    assert figures["pictures"] == 60 and figures["mse"] != pair.vqvae.info["test"]["mse"]
+    said = capsys.readouterr().out
+    assert f"mse {figures['mse']:.5g}" in said and f"soft {pair.vqvae.info['test']['mse']:.4f}" in said
+    assert vqlib.load_pair("mini", decoder="fabrics").fabrics(pair.generate("Bag", 2), n=3).shape == (6, 1, 28, 28)
+
+
 def test_without_data_the_command_line_names_its_own_option(monkeypatch, tmp_path):
     monkeypatch.setenv("VQLIB_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match=r"VQLIB_DATA.*--mini\.$") as refusal:
@@ -933,9 +955,11 @@ def test_there_is_no_mini_set_of_other_pictures(capsys):
         (["all", "--device", "meta:x"], "'meta:x'"),
         (["all", "--device", "cpu", "--batch-size", "0"], "--batch-size"),
         (["classifiers", "--device", "cpu", "--recipe", "original"], "--recipe"),
+        (["decoders", "--device", "cpu"], "torchrun"),
     ],
 )
-def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, why, capsys):
+def test_the_command_line_refuses_what_it_does_not_know(tiny, arguments, why, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "launched", lambda: "decoders" in arguments)
     with pytest.raises(SystemExit):
         command.main(arguments)
     said = capsys.readouterr().err

@@ -5,6 +5,7 @@ python -m vqlib generate "Ankle boot" --n 8 --temperature 0.8 --seed 0 --out boo
 
 import argparse
 
+from vqlib.checkpoints import DECODERS
 from vqlib.commands import in_words
 from vqlib.data import CLASS_NAMES
 from vqlib.files import check_writable, expand
@@ -24,13 +25,14 @@ def main(arguments=None):
     add("--guidance", type=float, default=1.0, help="above 1, each is more like its class")
     add("--seed", type=int, default=0, help="the same seed gives the same pictures (default 0)")
     add("--run", help="folder of another pair, or the name of a run in the runs folder, such as original")
+    add("--decoder", choices=("soft", *DECODERS), default="soft", help="what draws the codes (default soft)")
     add("--out", default="generated.png", help="default: generated.png")
     options = parser.parse_args(arguments)
     knobs = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "guidance", "seed")}
     with in_words("Stopped: no picture was written."):
         out = expand(options.out)
         check_writable(out)
-        pair = load_pair(options.run)
+        pair = load_pair(options.run, decoder=options.decoder)
         pair.save_png(out, pair.generate(options.classes, options.n, **knobs), columns=options.n)
         print(f"{options.n * len(options.classes)} pictures in {out}")
 

@@ -16,11 +16,13 @@ import torch
 
 import vqlib
 from vqlib import checks
+from vqlib.adversarial import FabricDecoder
 from vqlib.classifier import Classifier, ClassifierConfig
 from vqlib.files import expand, replace_file
 from vqlib.transformer import Transformer, TransformerConfig
-from vqlib.vqvae import VQVAE, VQVAEConfig
+from vqlib.vqvae import VQVAE, Decoder, VQVAEConfig
 
+DECODERS = {"crisp": Decoder, "fabrics": FabricDecoder}  # those that have files of their own
 SHIPPED = Path(__file__).parent / "weights"
 RESTORE = "Restore it with `git checkout vqlib/weights`, or install the package again"
 _FAST_RUNS = None  # the temporary folder of this process, see runs_folder
@@ -207,12 +209,32 @@ def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> T
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))
     transformer = load_model(path or find("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
-    ids = tokenizer_id(tokenizer), tokenizer_id(tokenizer, parts="")  # the second: of version 0.1
-    if transformer.info.get("tokenizer") not in ids:
-        at, it = getattr(tokenizer, "info", {}).get("path", "the VQ-VAE given"), transformer.info["path"]
-        remedy = "Load a pair (vqlib.load_pair), or train one on these codes (`python -m vqlib.training transformer`)"
-        raise ValueError(f"the Transformer in {it} learned the codes of another tokenizer than {at}. {remedy}")
+    _check_codes(transformer, tokenizer, "Load a pair (vqlib.load_pair), or train one", "transformer")
     return transformer
+
+
+def load_decoder(name="crisp", path=None, *, shipped=False, vqvae=None, device="cpu") -> Decoder:
+    """Another decoder for the codes of a tokenizer (`adversarial`), looked for as in `load_vqvae`, in eval mode.
+
+    name: "crisp", or "fabrics", a `FabricDecoder`. The rest, and what it raises, are as in `load_transformer`.
+    """
+    checks.check_choice("name", name, tuple(DECODERS))
+    tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
+    checks.check_kinds(vqvae=(tokenizer, VQVAE))
+    decoder = load_model(path or find(name, shipped), DECODERS[name], VQVAEConfig, device)
+    _check_codes(decoder, tokenizer, "Train one", "decoders")
+    return decoder
+
+
+def _check_codes(model, tokenizer, remedy, stage):
+    """Raise ValueError unless the model learned the codes of this tokenizer."""
+    ids = tokenizer_id(tokenizer), tokenizer_id(tokenizer, parts="")  # the second: of version 0.1
+    if model.info.get("tokenizer") not in ids:
+        at, it = getattr(tokenizer, "info", {}).get("path", "the VQ-VAE given"), model.info["path"]
+        remedy = f"{remedy} on these codes (`python -m vqlib.training {stage}`)"
+        raise ValueError(
+            f"the {type(model).__name__} in {it} learned the codes of another tokenizer than {at}. {remedy}"
+        )
 
 
 def load_classifier(name="judge", path=None, *, shipped=False, device="cpu") -> Classifier:

@@ -8,7 +8,9 @@ import math
 
 import torch
 
+from vqlib.adversarial import draw
 from vqlib.checks import check_codes, check_images, check_labels, check_number, check_scale, check_tensor, check_whole
+from vqlib.classifier import classify
 from vqlib.data import Dataset, to_images
 from vqlib.sampling import code_log_probs, log_likelihood
 from vqlib.tokens import CODES_PER_IMAGE, encode_pixels, perplexity, usage
@@ -22,6 +24,13 @@ def mse(images: torch.Tensor, others: torch.Tensor) -> float:
     check_tensor("others", others, images.shape, float)
     check_scale("others", others)  # those of the data set, usually: an untrained decoder may well draw nothing dark
     return (images.float() - others.float()).div(2).pow(2).mean().item()
+
+
+def sharpness(images: torch.Tensor) -> float:
+    """How much neighbouring pixels differ: the mean of |difference|, across and down, of (B, 1, 28, 28) in [0, 1]."""
+    check_images("images", images)
+    x = (images.float() + 1) / 2
+    return ((x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()).item() / 2
 
 
 def psnr(mean_squared_error: float) -> float:
@@ -43,6 +52,22 @@ def evaluate_vqvae(vqvae: VQVAE, dataset: Dataset) -> dict:
     error = mse(reconstruct(vqvae, codes), to_images(dataset.pixels))
     figures = {"mse": error, "psnr": psnr(error), "codes_used": int((frequencies > 0).sum())}
     return figures | {"perplexity": perplexity(frequencies), "pictures": len(dataset)}
+
+
+def evaluate_decoder(decoder, vqvae: VQVAE, codes: torch.Tensor, pixels: torch.Tensor, critic, batch_size=500) -> dict:
+    """How a decoder draws the (N, 7, 7) int64 codes that ``vqvae`` makes of (N, 28, 28) uint8 pixels, N ≥ 2.
+
+    Returns mse ([0, 1] scale), fid (`frechet_distance` of the critic's features), sharpness (as a share of the
+    pictures' own) and pictures. A `FabricDecoder` draws each picture once, with noise of seed 0.
+    """
+    codebook, generator, images = vqvae.quantizer.codebook, torch.Generator().manual_seed(0), to_images(pixels)
+    parts = [
+        draw(decoder, vqvae.quantizer.lookup(part.to(codebook.device)), generator) for part in codes.split(batch_size)
+    ]
+    drawn = torch.cat(parts).float().cpu()
+    fid = frechet_distance(*(classify(critic, pictures)[1] for pictures in (drawn, images.cpu())))
+    figures = {"mse": mse(drawn, images.cpu()), "fid": fid, "sharpness": sharpness(drawn) / sharpness(images)}
+    return figures | {"pictures": len(images)}
 
 
 def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor, batch_size=500) -> dict:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from vqlib import checkpoints, checks, files, sampling
+from vqlib.adversarial import draw
 from vqlib.data import CLASS_NAMES, to_pixels
 from vqlib.transformer import Transformer
 from vqlib.vqvae import GRID, VQVAE
@@ -20,7 +21,10 @@ class Pair(NamedTuple):
     transformer: Transformer
 
     def __repr__(self):
-        return f"Pair(vqvae: {checkpoints.describe(self.vqvae)}; transformer: {checkpoints.describe(self.transformer)})"
+        parts = {"vqvae": self.vqvae, "transformer": self.transformer}
+        if hasattr(self.vqvae.decoder, "info"):  # from a file of its own
+            parts["decoder"] = self.vqvae.decoder
+        return f"Pair({'; '.join(f'{name}: {checkpoints.describe(part)}' for name, part in parts.items())})"
 
     @torch.no_grad()
     def generate(self, classes, n: int = 8, *, seed: int = 0, **knobs) -> torch.Tensor:
@@ -81,6 +85,26 @@ class Pair(NamedTuple):
         labels = labels.expand(len(codes)) if len(labels) == 1 else labels
         return sampling.log_likelihood(self.transformer, codes, labels).cpu()
 
+    @torch.no_grad()
+    def fabrics(self, images, n: int = 8, *, seed: int = 0) -> torch.Tensor:
+        """Draw the codes of pictures ``n`` times with other noise: (B, 1, 28, 28) -> (B · n, 1, 28, 28), on the CPU.
+
+        Raises ValueError if the decoder takes no noise: this needs ``load_pair(decoder="fabrics")``.
+        """
+        checks.check_whole("n", n, 1)
+        remedy = 'Take load_pair(decoder="fabrics")'
+        checks.check_choice("the decoder", type(self.vqvae.decoder).__name__, ("FabricDecoder",), remedy)
+        latents = self.vqvae.quantizer.lookup(self.encode(images)).repeat_interleave(n, 0)
+        return draw(self.vqvae.decoder, latents, seeded(seed)).float().cpu()
+
+    def drawn_by(self, decoder) -> "Pair":
+        """This pair with another decoder for the same codes, such as `checkpoints.load_decoder("crisp")`."""
+        with torch.device("meta"):  # it gets all of its parts from elsewhere
+            vqvae = VQVAE(self.vqvae.config)
+        vqvae.encoder, vqvae.quantizer, vqvae.decoder = self.vqvae.encoder, self.vqvae.quantizer, decoder
+        vqvae.info = getattr(self.vqvae, "info", {})
+        return self._replace(vqvae=vqvae.train(self.vqvae.training))
+
     @staticmethod
     def save_png(path, images, columns: int = 8, zoom: int = 4):
         """Write images, (N, 1, 28, 28) in [-1, 1], to one PNG, row by row, each pixel ``zoom`` × ``zoom``."""
@@ -97,15 +121,21 @@ class Pair(NamedTuple):
         files.replace_file(path, stream.getvalue())
 
 
-def load_pair(folder=None, *, shipped: bool = False, device="cpu") -> Pair:
+def load_pair(folder=None, *, decoder: str = "soft", shipped: bool = False, device="cpu") -> Pair:
     """The pair in ``folder``; else the reader's own, if one has been trained; else the shipped one.
 
     folder: holds vqvae.safetensors and transformer.safetensors. shipped: True skips the reader's own.
+    decoder: what draws the codes: the VQ-VAE's own, which is "soft"; or "crisp" or "fabrics", see `adversarial`. All
+        draw the same codes, so the same seed gives the same clothes.
     Raises what `checkpoints.load_vqvae` and `load_transformer` raise, such as when the two don't belong together.
     """
-    first, second = (folder and Path(folder, f"{name}.safetensors") for name in ("vqvae", "transformer"))
+    checks.check_choice("decoder", decoder, ("soft", *checkpoints.DECODERS))
+    first, second, third = (folder and Path(folder, f"{n}.safetensors") for n in ("vqvae", "transformer", decoder))
     vqvae = checkpoints.load_vqvae(first, shipped=shipped, device=device)
-    return Pair(vqvae, checkpoints.load_transformer(second, shipped=shipped, vqvae=vqvae, device=device))
+    pair = Pair(vqvae, checkpoints.load_transformer(second, shipped=shipped, vqvae=vqvae, device=device))
+    if decoder == "soft":
+        return pair
+    return pair.drawn_by(checkpoints.load_decoder(decoder, third, shipped=shipped, vqvae=vqvae, device=device))
 
 
 def class_numbers(classes: str | int | Sequence, num_classes: int = 10) -> torch.Tensor:

@@ -28,6 +28,14 @@ def load_ablation(collapse=False) -> dict:
     return _load("collapse.json" if collapse else "ablation.json")
 
 
+def load_decoders() -> dict:
+    """What each choice of the crisp decoder buys: {name: {"mse", "fid", "sharpness", …}}, over held-out pictures.
+
+    Written by ``tests/benchmarks/decoders.py --out FILE``; "soft" is the VQ-VAE's own, all others are trained from it.
+    """
+    return _load("decoders.json")
+
+
 def load_optimizers() -> dict:
     """How AdamW and Muon train the Transformer in equally many steps: {name: {"validation", "seconds", "steps"}}.
 

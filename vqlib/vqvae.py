@@ -79,6 +79,7 @@ class Decoder(nn.Sequential):
             nn.ConvTranspose2d(c // 2, 1, 4, stride=2, padding=1),  # 14 -> 28
             nn.Tanh(),
         )
+        self.config = config
 
 
 class Quantized(NamedTuple):

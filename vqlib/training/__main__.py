@@ -1,8 +1,9 @@
-"""Train one stage, or both, or the classifiers that judge samples, into the runs folder:
+"""Train one stage, or both, or other decoders, or the classifiers that judge samples, into the runs folder:
 
     python -m vqlib.training all                         # both stages by the recipe of the shipped weights
     python -m vqlib.training all --recipe original       # by the original recipe
     python -m vqlib.training all --holdout               # for choosing: train on 55,000, score the 5,000 held out
+    python -m vqlib.training decoders                    # "crisp" and "fabrics": other decoders for the same codes
     python -m vqlib.training classifiers                 # the judge and the critic
     torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes
 
@@ -31,7 +32,8 @@ FULL = "This was a try. What all of the data gives: vqlib.load_pair(shipped=True
 def parse(arguments):
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m vqlib.training", description=__doc__, formatter_class=plain)
-    parser.add_argument("stage", choices=("vqvae", "transformer", "all", "classifiers"))
+    decoders = "decoders", *recipes.DECODERS
+    parser.add_argument("stage", choices=("vqvae", "transformer", "all", *decoders, "classifiers"))
     chosen = {"choices": tuple(recipes.RECIPES), "type": lambda name: name.replace("ancestor", "original")}  # as in 0.1
     parser.add_argument("--recipe", **chosen, default="best", help="of the shipped weights, or of our starting point")
     parser.add_argument(
@@ -53,6 +55,8 @@ def parse(arguments):
         parser.error(f"there is no mini set of {options.data}: leave --mini out")
     if options.stage == "classifiers" and options.recipe != "best":
         parser.error("the classifiers have one recipe: leave --recipe out")
+    if options.stage in decoders and distributed.launched():
+        parser.error("a decoder and its discriminator train by turns, in one process: leave torchrun out")
     if options.stage == "classifiers" and distributed.launched():
         parser.error("the classifiers' BatchNorm needs whole batches: train them without torchrun")
     return options
@@ -92,13 +96,17 @@ def train(options):
         run(stages.train_classifier, "critic", recipes.CRITIC)
     if options.stage in ("vqvae", "all"):
         run(stages.train_vqvae, "vqvae", vqvae_recipe)
-    if options.stage in ("transformer", "all"):
+    if options.stage not in ("vqvae", "classifiers"):
         own = folder / "vqvae.safetensors"
         if folder != checkpoints.runs_folder() and not own.is_file():  # the shipped one won't do
             sys.exit(f"error: this run has no tokenizer, {own}. Train vqvae first, with the same options")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
         distributed.say(f"tokenizer: {vqvae.info['path']}")
+    if options.stage in ("transformer", "all"):
         run(stages.train_transformer, "transformer", transformer_recipe, vqvae)
+    for name, recipe in recipes.DECODERS.items():
+        if options.stage in ("decoders", name):
+            run(stages.train_decoder, name, recipe, vqvae)
     if distributed.rank() == 0:
         print(commands.aligned(compare(trained, vqvae, train_set, held_out or test[0])))
         if options.mini:
@@ -109,8 +117,13 @@ def compare(trained, vqvae, train_set, scored):
     """Rows of a table: the figures of the models trained, beside those of what needs no learning."""
     rows = [(f"on {len(scored):,} other pictures", "trained", "without learning", "")]
     for name, model in trained.items():
-        figures = {"mse": math.nan, "nats_per_code": math.nan, "accuracy": math.nan} | figures_of(model)
-        if name == "vqvae":  # as many bits per picture as its codes take
+        figures = dict.fromkeys(("mse", "nats_per_code", "accuracy", "fid"), math.nan) | figures_of(model)
+        if name in recipes.DECODERS:
+            given = vqvae.decoder, vqvae, encode_pixels(vqvae, scored.pixels), scored.pixels
+            soft = evaluation.evaluate_decoder(*given, checkpoints.load_classifier("critic"))
+            for figure, words in (("mse", "MSE, pixels in [0, 1]"), ("fid", "Fréchet distance by the critic")):
+                rows.append((f"{name}: {words}", f"{figures[figure]:.4f}", f"soft {soft[figure]:.4f}", ""))
+        elif name == "vqvae":  # as many bits per picture as its codes take
             K, images = model.config.num_codes, data.to_images(scored.pixels)
             patches = baselines.patches(data.to_images(train_set.pixels[:2000]))
             dictionary, _ = kmeans(patches, K, generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from vqlib import checks
+from vqlib.adversarial import DiscriminatorConfig
 from vqlib.classifier import ClassifierConfig
 from vqlib.transformer import TransformerConfig
 from vqlib.vqvae import VQVAEConfig
@@ -59,6 +60,15 @@ class TransformerRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderRecipe(Recipe):
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    fabrics: bool = False  # whether the decoder sees noise, and draws several fabrics for the same codes
+    adversarial: float = 1.0  # weights of the decoder's three losses, see `adversarial`
+    matching: float = 4.0
+    mse: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassifierRecipe(Recipe):
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
@@ -87,6 +97,18 @@ BEST_TRANSFORMER = TransformerRecipe(
     **GUIDED,
 )
 RECIPES = {"original": (ORIGINAL_VQVAE, ORIGINAL_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
+
+# Further decoders for the codes of a tokenizer, chosen by the critic's Fréchet distance on the same 5,000.
+CRISP = DecoderRecipe(
+    name="crisp",
+    epochs=2,
+    batch_size=32,
+    learning_rate=1e-3,
+    betas=(0.5, 0.99),  # a shorter memory: what was right against the discriminator of a while ago no longer is
+    **COSINE,
+)
+FABRICS = dataclasses.replace(CRISP, name="fabrics", fabrics=True)
+DECODERS = {recipe.name: recipe for recipe in (CRISP, FABRICS)}
 
 # The judge measures, the critic chooses; SCORE trains a classifier on 10,000 samples, for their accuracy score.
 JUDGE = ClassifierRecipe(

@@ -1,20 +1,22 @@
 """What is particular to each stage: its model, its loss, its figures; and each stage from start to end."""
 
+import copy
 import dataclasses
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from vqlib import checkpoints, data, evaluation, files
+from vqlib import adversarial, checkpoints, data, evaluation, files
+from vqlib.adversarial import Discriminator, FabricDecoder
 from vqlib.checks import check_kinds, check_whole
 from vqlib.classifier import Classifier, accuracy
 from vqlib.tokens import encode_pixels, perplexity
 from vqlib.training import devices, distributed, loop, resume
 from vqlib.training.muon import Muon
-from vqlib.training.recipes import ClassifierRecipe, Recipe, TransformerRecipe, VQVAERecipe
+from vqlib.training.recipes import ClassifierRecipe, DecoderRecipe, Recipe, TransformerRecipe, VQVAERecipe
 from vqlib.transformer import Transformer
-from vqlib.vqvae import VQVAE
+from vqlib.vqvae import GRID, VQVAE, Decoder, VQVAEConfig
 
 
 class Stage:
@@ -24,6 +26,7 @@ class Stage:
     totals: names of running sums, () float32 tensors that `loss` adds to; `fit` counts the "pictures" among them.
     """
 
+    model_class = None  # a network made from the recipe's `model`, unless `classes` says otherwise
     dtype = None  # what the trained weights are rounded to, e.g. torch.float16 for half the file
 
     def __init__(self, recipe: Recipe, model: torch.nn.Module, device, size: int, totals=()):
@@ -35,6 +38,16 @@ class Stage:
         self.bf16_gain = distributed.mean(devices.bf16_gain(device), device) if recipe.mixed_precision else 0.0
         self.bf16 = self.bf16_gain > devices.BF16_PAYS
         self.totals = {name: torch.zeros((), dtype=torch.float32, device=device) for name in ("pictures", *totals)}
+
+    @classmethod
+    def classes(cls, recipe):
+        """What `checkpoints.load_model` needs to know: the classes of the model and of its configuration."""
+        return cls.model_class, type(recipe.model)
+
+    @staticmethod
+    def examples(dataset, vqvae, progress):
+        """What is made of a `Dataset` before it is given to the stage."""
+        return dataset
 
     def forward(self, *inputs, module="model"):
         """What one of the modules makes of its inputs, in bf16 where that is faster and the recipe allows it."""
@@ -151,6 +164,10 @@ class TransformerStage(Stage):
         super().__init__(recipe, Transformer(recipe.model), device, len(pair[0]), ("nats_per_code",))
         self.tokens = recipe.model.vocabulary.to_sequences(*pair).to(device)
 
+    @staticmethod
+    def examples(dataset, vqvae, progress):
+        return encode_pixels(vqvae, dataset.pixels, progress=progress), dataset.labels
+
     def hidden(self):
         return list(self.model.blocks.parameters())
 
@@ -167,6 +184,72 @@ class TransformerStage(Stage):
 
     def evaluate(self, pair):
         return evaluation.evaluate_transformer(self.model, *pair)
+
+
+class DecoderStage(Stage):
+    """A decoder against a discriminator, by turns (see `adversarial`). On a tokenizer, its codes, and their pixels.
+
+    The decoder starts as the tokenizer's own. Encoder and codebook are in no optimizer's hands.
+    """
+
+    dtype = torch.float16
+
+    def __init__(self, recipe: DecoderRecipe, examples, device):
+        vqvae, codes, pixels = examples
+        like = FabricDecoder.like if recipe.fabrics else copy.deepcopy
+        super().__init__(recipe, like(vqvae.decoder), device, len(pixels), ("mse", "fooled"))
+        discriminator = Discriminator(recipe.discriminator)
+        self.modules["discriminator"] = discriminator.to(device, memory_format=torch.channels_last)
+        self.codebook = vqvae.quantizer.codebook.detach().to(device)
+        self.codes, self.pixels = codes.to(device), pixels.to(device)
+
+    @classmethod
+    def classes(cls, recipe):
+        return (FabricDecoder if recipe.fabrics else Decoder), VQVAEConfig
+
+    @staticmethod
+    def examples(dataset, vqvae, progress):
+        return vqvae, encode_pixels(vqvae, dataset.pixels, progress=progress), dataset.pixels
+
+    def optimizers(self):
+        """The discriminator's, and the decoder's: a step of the one, then a step of the other."""
+        networks = self.modules["discriminator"], self.model
+        return [[torch.optim.AdamW(n.parameters(), weight_decay=0.0, betas=self.recipe.betas)] for n in networks]
+
+    def inputs(self, batch):
+        """The pictures, and the vectors of their codes: (B, 1, 28, 28) in [-1, 1], (B, D, 7, 7)."""
+        index = batch.examples()
+        return data.to_images(self.pixels[index]), rearrange(self.codebook[self.codes[index]], "b h w d -> b d h w")
+
+    def losses(self, batch):
+        recipe, (images, latents) = self.recipe, self.inputs(batch)
+        drawn = other = self.forward(latents, *self.noise(batch))
+        if recipe.fabrics:
+            other = self.forward(latents, *self.noise(batch))
+
+        def judge(pictures):
+            return self.forward(pictures, latents, module="discriminator")
+
+        yield adversarial.discriminator_loss(judge(images), judge(drawn.detach()))
+
+        with torch.no_grad():
+            real = judge(images)
+        verdict = judge(drawn)
+        matching = adversarial.matching_loss(real, verdict, judge(other) if recipe.fabrics else None)
+        mse = adversarial.squared_error(images, drawn.float(), other.float())
+        self.totals["mse"] += mse.detach() / 4 * len(images)  # on the [0, 1] scale
+        self.totals["fooled"] += (verdict.logits.detach() > 0).float().mean((1, 2)).sum()
+        yield recipe.adversarial * adversarial.adversarial_loss(verdict) + recipe.matching * matching + recipe.mse * mse
+
+    def noise(self, batch):
+        """What the decoder sees beside the latents: nothing, or a random number per cell, for the whole batch."""
+        if not self.recipe.fabrics:
+            return ()
+        drawn = torch.randn(len(batch.index), 1, GRID, GRID, generator=batch.generator, device="cpu")
+        return (drawn[batch.mine].to(self.device),)
+
+    def evaluate(self, examples):
+        return evaluation.evaluate_decoder(self.model, *examples, checkpoints.load_classifier("critic"))
 
 
 class ClassifierStage(Stage):
@@ -216,6 +299,17 @@ def train_transformer(
     return _train(TransformerStage, recipe, (train, validation, test), path, device, progress, vqvae)
 
 
+def train_decoder(
+    recipe: DecoderRecipe, vqvae: VQVAE, train, validation=None, test=None, *, path=None, device=None, progress=True
+):
+    """Train another decoder for the codes of ``vqvae`` and return it, in eval mode, as `train_transformer` does.
+
+    ``vqvae`` stays as it is. To draw with the new decoder, assign it to ``vqvae.decoder``, of a copy if need be.
+    """
+    check_kinds(recipe=(recipe, DecoderRecipe), vqvae=(vqvae, VQVAE))
+    return _train(DecoderStage, recipe, (train, validation, test), path, device, progress, vqvae)
+
+
 def train_classifier(
     recipe: ClassifierRecipe, train, validation=None, test=None, *, path=None, device=None, progress=True
 ):
@@ -242,7 +336,7 @@ def _train_alone(stage_class, recipe, datasets, path, device, progress, vqvae):
         info["tokenizer"] = checkpoints.tokenizer_id(vqvae)
         info["data"] += f", tokenizer {info['tokenizer'][:16]}"
     if path and path.is_file():
-        model = checkpoints.load_model(path, stage_class.model_class, type(recipe.model), device, vqvae)
+        model = checkpoints.load_model(path, *stage_class.classes(recipe), device, vqvae)
         if all(model.info.get(key) == info[key] for key in info):
             resume.checkpoint_of(path).unlink(missing_ok=True)  # stays behind if a run is killed at its very end
             distributed.say(f"{path} is a finished run of this recipe on this data. Move it away to train again.")
@@ -250,9 +344,9 @@ def _train_alone(stage_class, recipe, datasets, path, device, progress, vqvae):
     if path:
         files.check_writable(path)
     if vqvae is not None:
-        vqvae, shown = vqvae.to(device), progress and distributed.rank() == 0
-        datasets = [d and (encode_pixels(vqvae, d.pixels, progress=shown), d.labels) for d in datasets]
-    train, validation, test = datasets
+        vqvae = vqvae.to(device)
+    shown = progress and distributed.rank() == 0
+    train, validation, test = [d and stage_class.examples(d, vqvae, shown) for d in datasets]
     torch.manual_seed(recipe.seed)
     stage = stage_class(recipe, train, device)
     info["history"] = loop.fit(stage, validation, path, info["data"], progress)
