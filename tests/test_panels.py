@@ -19,7 +19,7 @@ from vqlib import checkpoints, data, sampling
 from vqlib.classifier import Classifier, ClassifierConfig
 from vqlib.notebook import panels
 from vqlib.notebook.panels import code_editor, completion, drawing, quantizer_walk, sampling_studio, token_by_token
-from vqlib.pair import Pair
+from vqlib.pair import Pair, load_pair
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VectorQuantizer, VQVAEConfig
 
@@ -72,7 +72,7 @@ def test_a_strip_is_what_sample_writes_with_its_likelihood_and_verdict(pair, kno
     judge, labels = a_classifier(1), torch.full((5,), 3)
     strip = sampling_studio.write_strip(pair, judge, 3, n=5, seed=2, **knobs)
     codes = sampling.sample(pair.transformer, labels, generator=seeded(2), **knobs)
-    assert torch.equal(strip.images, pair.vqvae.decode(codes).float())
+    assert torch.equal(strip.codes, codes) and torch.equal(strip.images, pair.vqvae.decode(codes).float())
     expected = torch.stack([surprises(pair, picture, 3).mean() for picture in codes])
     assert torch.allclose(strip.nats_per_code, expected)
     with torch.no_grad():
@@ -237,7 +237,8 @@ def test_pictures_are_enlarged_by_whole_pixels_and_a_last_row_is_filled_with_bla
 
 def test_the_verdict_is_green_if_it_is_right():
     def shown(verdict):
-        strip = sampling_studio.Strip(torch.zeros(1, 1, 28, 28), torch.tensor([2.0]), torch.tensor([verdict]))
+        codes, images = torch.zeros(1, 7, 7, dtype=torch.int64), torch.zeros(1, 1, 28, 28)
+        strip = sampling_studio.Strip(codes, images, torch.tensor([2.0]), torch.tensor([verdict]))
         return colours(sampling_studio.draw_strip(strip, label=6))
 
     right, wrong = ((127, 209, 174), (255, 158, 128))
@@ -353,7 +354,7 @@ def test_studio_shows_what_sample_writes(a_studio):
     nats = torch.stack([surprises(pair, picture, 6).mean() for picture in codes])
     with torch.no_grad():
         verdicts = a_studio.judge(images).argmax(1)
-    assert a_studio.image.value == sampling_studio.draw_strip(sampling_studio.Strip(images, nats, verdicts), 6)
+    assert a_studio.image.value == sampling_studio.draw_strip(sampling_studio.Strip(codes, images, nats, verdicts), 6)
     assert f"in {(verdicts == 6).sum()} of 3" in a_studio.status.value and "ms" in a_studio.status.value
     assert a_studio.image.layout.width == f"{drawing.png_size(a_studio.image.value)[0]}px"
 
@@ -587,6 +588,35 @@ def test_walk_each_control_changes_the_picture_and_back_again(control, value):
     moves(panel, control, value)
 
 
+SWITCHED = {"SamplingStudio": "strip", "Completion": "codes", "TokenByToken": "trace"}  # what each has written
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_the_decoder_switch_draws_the_same_codes_again(name):
+    panel = getattr(panels, name)(load_pair(shipped=True))
+    if name == "TokenByToken":
+        panel.step.value = 49
+    soft, written = panel.image.value, getattr(panel, SWITCHED[name])
+    moves(panel, "decoder", "crisp")
+    assert panel.image.value == soft
+    if name == "TokenByToken":
+        assert panel.trace.codes is written.codes and panel.trace.probabilities is written.probabilities
+    else:
+        assert getattr(panel, SWITCHED[name]) is written
+    panel.decoder.value = "crisp"
+    panel.seed.value = 5
+    own = getattr(panels, name)(load_pair(decoder="crisp", shipped=True), seed=5)
+    if name == "TokenByToken":
+        own.step.value = 49
+    no_error(panel)
+    assert own.decoder.value == "crisp" and own.image.value == panel.image.value
+
+
+def test_a_panel_says_why_there_is_no_crisp_decoder(a_studio):
+    assert list(a_studio.decoder.options) == ["soft"] and a_studio.decoder.disabled
+    assert "vqlib.training decoders" in a_studio.decoder.tooltips[0]
+
+
 @pytest.mark.parametrize("num_codes", [32, 256])
 def test_each_panel_shows_a_pair_with_another_number_of_codes(num_codes):
     pair = a_pair(num_codes)
@@ -666,7 +696,7 @@ def test_a_control_is_greyed_where_it_changes_nothing_and_only_there(pair, case)
         no_error(panel)
         assert panel.image.value == before, name
     controls = {name: c for name, c in vars(panel).items() if getattr(c, "disabled", False) and hasattr(c, "value")}
-    assert controls.keys() <= {*greyed, "temperature"}
+    assert controls.keys() <= {*greyed, "temperature", "decoder"}  # there is no crisp one for this pair's codes
 
 
 def test_editors_buttons_are_greyed_where_there_is_nothing_to_do(an_editor):
@@ -764,7 +794,7 @@ def test_a_cell_that_is_run_thirty_times_holds_one_panel(tmp_path, kind):
 
 def test_a_panel_computes_on_one_thread_whatever_is_set_and_leaves_all_as_it_was(monkeypatch, pair):
     seen = []
-    monkeypatch.setattr(panels.Completion, "_update", lambda panel: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(panels.Completion, "_write", lambda panel: seen.append(torch.get_num_threads()))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

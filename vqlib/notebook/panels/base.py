@@ -193,6 +193,25 @@ class Panel:
         self.pair = shared(load_pair, "vqvae", "transformer") if pair is None else pair
         check_kinds(pair=(self.pair, Pair))
 
+    def _decoder_switch(self):
+        """Buttons for the decoders that draw the pair's codes. Where there is no crisp one for them, they say why."""
+        own = getattr(self.pair.vqvae.decoder, "info", {}).get("recipe", {}).get("name", "soft")
+        self.pairs, why = {own: self.pair}, "The codes stay, only the drawing changes"
+        try:
+            decoder = checkpoints.load_decoder("crisp", vqvae=self.pair.vqvae)
+            self.pairs["crisp"] = self.pair.drawn_by(decoder.to(self.pair.vqvae.quantizer.codebook))
+        except (OSError, ValueError) as error:
+            why = str(error)
+        names, one = list(self.pairs), len(self.pairs) == 1
+        style = {"description_width": LABEL["description_width"], "button_width": "70px"}
+        self.decoder = W.ToggleButtons(options=names, tooltips=[why] * len(names), disabled=one, style=style)
+        self.decoder.description, self.decoder.layout.width = "decoder", WIDE["width"]
+        return self.decoder
+
+    def _drawn(self):
+        """The pair with the decoder that is switched on."""
+        return self.pairs[self.decoder.value]
+
     def _test_pictures(self, number):
         """A slider over the embedded test pictures."""
         self.tests = data.load_mini("test")

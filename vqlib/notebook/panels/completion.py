@@ -6,6 +6,8 @@ from vqlib.data import CLASS_NAMES, SIZE
 from vqlib.notebook.panels import base
 from vqlib.notebook.panels.base import Panel, slider
 from vqlib.notebook.panels.drawing import CELL, FAINT, MARK, gallery
+from vqlib.pair import seeded
+from vqlib.sampling import sample
 from vqlib.vqvae import GRID
 
 
@@ -32,18 +34,26 @@ class Completion(Panel):
         self.n = n
         self.rows, self.temperature = slider("rows to keep", rows, 0, GRID), base.temperature_slider()
         seed_controls = self._seed_controls(seed)
-        self._on_move(self._update, self.number, self.rows, self.temperature, self.seed)
-        self.controls.children = [self.number, self.rows, *seed_controls, base.more(self.temperature)]
-        return self._update()
+        decoder = self._decoder_switch()
+        self._on_move(self._write, self.number, self.rows, self.temperature, self.seed)
+        self._on_move(self._draw, decoder)
+        self.controls.children = [self.number, self.rows, *seed_controls, decoder, base.more(self.temperature)]
+        return self._write()
 
-    def _update(self):
-        number, rows = self.number.value, self.rows.value
-        original, label = self._image(number), int(self.tests.labels[number])
-        knobs = {"n": self.n, "temperature": self.temperature.value, "seed": self.seed.value}
-        written = self.pair.complete(original, label, rows=rows, **knobs)
-        images = torch.cat([original, self.pair.reconstruct(original), written])
+    def _write(self):
+        """The codes of `Pair.complete`, kept for the other decoder."""
+        self.original, label = self._image(self.number.value), int(self.tests.labels[self.number.value])
+        own = self.pair.encode(self.original)
+        given = own.flatten(1)[:, : GRID * self.rows.value].expand(self.n, -1)
+        knobs = {"temperature": self.temperature.value, "generator": seeded(self.seed.value)}
+        written = sample(self.pair.transformer, torch.full((self.n,), label), prefix=given, **knobs)
+        self.codes, self.label = torch.cat([own, written]), label
+        return self._draw()
+
+    def _draw(self):
+        images, rows = torch.cat([self.original, self._drawn().decode(self.codes)]), self.rows.value
         self._show(draw_completions(images, rows, ["original", "its copy", *(str(i + 1) for i in range(self.n))]))
-        return f"{CLASS_NAMES[label]}: the upper {rows} of 7 rows are the picture's own"
+        return f"{CLASS_NAMES[self.label]}: the upper {rows} of 7 rows are the picture's own"
 
     def _grey(self):
         self.temperature.disabled = self.rows.value == GRID  # there is nothing left to write

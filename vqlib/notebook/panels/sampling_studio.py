@@ -23,6 +23,7 @@ from vqlib.vqvae import GRID
 
 
 class Strip(NamedTuple):
+    codes: torch.Tensor  # (n, 7, 7) int64
     images: torch.Tensor  # (n, 1, 28, 28) float in [-1, 1]
     nats_per_code: torch.Tensor  # (n,) float ≥ 0: mean of -log p over the chosen codes, at T = 1, without guidance
     verdicts: torch.Tensor  # (n,) int64: the class that the judge sees
@@ -45,12 +46,12 @@ def write_strip(pair, judge, label, n=6, seed=0, critic=None, draws=1, **knobs):
         for logits, chosen in write(transformer, start, noise, **knobs):
             codes.append(chosen)
             surprise.append(F.cross_entropy(logits, chosen, reduction="none"))
-    images = pair.decode(torch.stack(codes, 1).reshape(-1, GRID, GRID))
-    nats = torch.stack(surprise).mean(0).cpu()
+    codes, nats = torch.stack(codes, 1).reshape(-1, GRID, GRID).cpu(), torch.stack(surprise).mean(0).cpu()
+    images = pair.decode(codes)
     if draws > 1:
         best = rerank(critic, images, label, n)
-        images, nats = images[best], nats[best]
-    return Strip(images, nats, classify(judge, images)[0].argmax(1))
+        codes, images, nats = codes[best], images[best], nats[best]
+    return Strip(codes, images, nats, classify(judge, images)[0].argmax(1))
 
 
 def same_noise(pair, labels, temperature, seed, **knobs):
@@ -92,26 +93,34 @@ class SamplingStudio(Panel):
         self.draws = base.choice("rerank", 1, ranks)
         seed_controls = self._seed_controls(seed)
         self.save = base.button("save as PNG", "save", "Write this strip into the folder that the kernel runs in")
-        hidden = self.guidance, self.top_k, self.top_p, self.n, self.draws
-        self._on_move(self._update, self.label, self.temperature, *hidden, self.seed)
+        hidden, decoder = (self.guidance, self.top_k, self.top_p, self.n, self.draws), self._decoder_switch()
+        self._on_move(self._write, self.label, self.temperature, *hidden, self.seed)
+        self._on_move(self._draw, decoder)
         self._on_click(self.save, self._save)
-        self.controls.children = [self.label, self.temperature, *seed_controls, base.more(*hidden, self.save)]
-        return self._update()
+        self.controls.children = [self.label, self.temperature, *seed_controls, decoder, base.more(*hidden, self.save)]
+        return self._write()
 
-    def _update(self):
+    def _write(self):
         label, n, seed, draws = self.label.value, self.n.value, self.seed.value, self.draws.value
         top_k = self.top_k.value if self.top_k.value < self.top_k.max else None
         knobs = {"temperature": self.temperature.value, "guidance": self.guidance.value}
         knobs |= {"top_p": self.top_p.value, "top_k": top_k}
-        strip = write_strip(self.pair, self.judge, label, n, seed, self.critic, draws, **knobs)
-        self._show(draw_strip(strip, label))
+        self.strip = write_strip(self.pair, self.judge, label, n, seed, self.critic, draws, **knobs)
         off = {"guidance": 1, "top_p": 1, "top_k": None}
         turned = [f"{knob}{value:g}" for knob, value in knobs.items() if off.get(knob) != value]
         ending = [f"best-of-{draws}"] * (draws > 1)
         name = CLASS_NAMES[label].lower().replace(" ", "-").replace("/", "-")
         self.stem = "-".join([name, *turned, f"seed{seed}", *ending])
+        return self._draw()
+
+    def _draw(self):
+        strip, label = self.strip, self.label.value
+        if self._drawn() is not self.pair:  # the same clothes, whichever the critic may have chosen
+            images = self._drawn().decode(strip.codes)
+            strip = strip._replace(images=images, verdicts=classify(self.judge, images)[0].argmax(1))
+        self._show(draw_strip(strip, label))
         greedy = "; only the likeliest code is kept, so all are the same, and the seed does nothing" * self._greedy()
-        return f"the judge sees {CLASS_NAMES[label]} in {(strip.verdicts == label).sum()} of {n}{greedy}"
+        return f"the judge sees {CLASS_NAMES[label]} in {(strip.verdicts == label).sum()} of {len(strip.codes)}{greedy}"
 
     def _greedy(self):
         return self.temperature.value == 0 or self.top_k.value == 1
@@ -122,7 +131,8 @@ class SamplingStudio(Panel):
         self.top_k.disabled = self.temperature.value == 0
 
     def _save(self):
-        names = itertools.chain([self.stem], (f"{self.stem}-{i}" for i in itertools.count(2)))
+        stem = self.stem + "-crisp" * (self.decoder.value == "crisp")
+        names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
         path = next(path for path in (Path(f"{name}.png") for name in names) if not path.exists())
         files.replace_file(path, self.image.value)
         return f"saved as {html.escape(str(path.resolve()))}"

@@ -121,19 +121,25 @@ class TokenByToken(Panel):
         self.label, self.temperature = base.class_slider(label), base.temperature_slider()
         self.layer = slider("layer", 0, 0, config.n_layers - 1)
         self.head = slider("head", 0, 0, config.n_heads - 1)
-        below = *self._seed_controls(seed), base.more(self.temperature)
+        decoder = self._decoder_switch()
+        below = *self._seed_controls(seed), decoder, base.more(self.temperature)
         self._on_move(self._write, self.label, self.temperature, self.seed)
         self._on_move(self._draw, self.step, self.layer, self.head)
+        self._on_move(self._redraw, decoder)
         self.controls.children = [*play, self.label, self.layer, self.head, *below]
         return self._write()
 
     def _write(self):
-        self.trace = trace(self.pair, self.usual, self.label.value, self.temperature.value, self.seed.value)
+        self.trace = trace(self._drawn(), self.usual, self.label.value, self.temperature.value, self.seed.value)
+        return self._draw()
+
+    def _redraw(self):
+        self.trace = self.trace._replace(pictures=self._drawn().decode(self.trace.stages))
         return self._draw()
 
     def _draw(self):
         step = self.step.value
-        self._show(draw_trace(self.trace, step, self.layer.value, self.head.value, self.pair.vqvae))
+        self._show(draw_trace(self.trace, step, self.layer.value, self.head.value, self._drawn().vqvae))
         if step == 0:
             return "nothing is written yet: every head sees the class alone"
         if step == CODES_PER_IMAGE:
