@@ -1,4 +1,4 @@
-"""The scorecard: score a trained pair on the test set, print ten rows, write all figures as JSON (notebook 06).
+"""The scorecard: score a trained pair on the test set, print eleven rows, write all figures as JSON (notebook 06).
 
     python -m vqlib.scorecard                                  # your own pair, or the shipped one
     python -m vqlib.scorecard --original-run runs/original     # with a run of the original recipe beside it
@@ -38,12 +38,17 @@ def balanced(dataset, n, shuffled=False):
 
 def draw(pair, n, temperature, guidance, seed=0, batch_size=500):
     """n samples of one seed, the classes in turn, none chosen: (n, 1, 28, 28) images on the CPU, and (n,) labels."""
+    codes, labels = write(pair, n, temperature, guidance, seed, batch_size)
+    return evaluation.reconstruct(pair.vqvae, codes), labels
+
+
+def write(pair, n, temperature, guidance, seed=0, batch_size=500):
+    """The codes of those samples, (n, 7, 7) int64, whichever decoder will draw them, and their labels."""
     labels = torch.arange(n) % pair.transformer.config.num_classes
     knobs = {"temperature": temperature, "guidance": guidance, "generator": seeded(seed)}
     words = f"sampling at {temperature:g}, guidance {guidance:g}"
     parts = tqdm(labels.split(batch_size), words, disable=None)  # no bar unless in a terminal
-    codes = torch.cat([sample(pair.transformer, part, **knobs) for part in parts])
-    return evaluation.reconstruct(pair.vqvae, codes), labels
+    return torch.cat([sample(pair.transformer, part, **knobs) for part in parts]), labels
 
 
 class Referee:
@@ -51,7 +56,8 @@ class Referee:
 
     def __init__(self, judge, train, test, score=training.SCORE, progress=False):
         self.judge, self.train, self.test, self.score, self.progress = judge, train, test, score, progress
-        self.features = classify(judge, data.to_images(test.pixels))[1]
+        images = data.to_images(test.pixels)
+        self.features, self.sharpness = classify(judge, images)[1], evaluation.sharpness(images)
 
     def measure(self, images, labels):
         """Quality and variety against the test pictures, and how near the training pictures come: plain numbers.
@@ -65,6 +71,7 @@ class Referee:
         return {
             "pictures": len(images),
             "fid": evaluation.frechet_distance(features, self.features),
+            "sharpness": evaluation.sharpness(images) / self.sharpness,
             "agreement": (log_probs.argmax(1) == labels).float().mean().item(),
             "agreement_by_class": [round(x, 4) for x in evaluation.agreement(log_probs, labels).tolist()],
             "coverage": evaluation.coverage(self.features[: len(images)], features),
@@ -88,28 +95,37 @@ class Referee:
         return figures | self.accuracy_score(*given) | {"judge_accuracy": accuracy(self.judge, self.test)}
 
 
-def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000):
-    """All figures of a pair: a dict, as it goes into the JSON."""
-    (vqvae, transformer), test = pair, referee.test
+def score_pair(pair: Pair, referee, n=10_000, knobs=KNOBS, bayes=2000, others=()):
+    """All figures of a pair: a dict, as it goes into the JSON.
+
+    others: pairs that differ from this one in nothing but the decoder. With them, a list: a dict for each pair.
+    """
+    (vqvae, transformer), test, pairs = pair, referee.test, (pair, *others)
     codes, few, copied = encode_pixels(vqvae, test.pixels), balanced(test, bayes), balanced(referee.train, n, True)
     guess = evaluation.bayes_classes(transformer, encode_pixels(vqvae, few.pixels))
-    best = evaluation.reconstruct(vqvae, encode_pixels(vqvae, copied.pixels))  # what the tokenizer allows
-    figures = {
-        "tokenizer": evaluation.evaluate_vqvae(vqvae, test),
-        "reconstructions": referee.measure(evaluation.reconstruct(vqvae, codes), test.labels),
-        "training_reconstructions": referee.accuracy_score(best, copied.labels),  # test ones would train on the test
+    of_codes = {
         "likelihood": evaluation.evaluate_transformer(transformer, codes, test.labels),
         "bayes_accuracy": (guess == few.labels).float().mean().item(),
         "bayes_pictures": len(few),
-        "samples": {},
     }
+    copied_codes, figures = encode_pixels(vqvae, copied.pixels), []
+    for vqvae, _ in pairs:
+        best = evaluation.reconstruct(vqvae, copied_codes), copied.labels  # what the tokenizer allows
+        of_copies = {
+            "tokenizer": evaluation.evaluate_vqvae(vqvae, test),
+            "reconstructions": referee.measure(evaluation.reconstruct(vqvae, codes), test.labels),
+            "training_reconstructions": referee.accuracy_score(*best),  # test ones would train on the test
+        }
+        figures.append(of_copies | of_codes | {"samples": {}})
     for name, (temperature, guidance) in knobs.items():
         if guidance == 1 or getattr(transformer, "info", {}).get("recipe", {}).get("drop_class"):
             began = time.perf_counter()
-            drawn = draw(pair, n, temperature, guidance)
+            written, labels = write(pair, n, temperature, guidance)
             how = {"temperature": temperature, "guidance": guidance, "seconds": round(time.perf_counter() - began, 1)}
-            figures["samples"][name] = referee.measure(*drawn) | referee.accuracy_score(*drawn) | how
-    return figures
+            for of_pair, (vqvae, _) in zip(figures, pairs, strict=True):
+                drawn = evaluation.reconstruct(vqvae, written), labels
+                of_pair["samples"][name] = referee.measure(*drawn) | referee.accuracy_score(*drawn) | how
+    return figures if others else figures[0]
 
 
 def score_naive(vqvae, referee, n=10_000):
@@ -138,7 +154,7 @@ def chart(pair: Pair, judge, train, n=2000, points=CHART):
 
 
 def rows(card):
-    """Ten rows of cells below their head, and a column per generator."""
+    """Eleven rows of cells below their head, and a column per generator."""
 
     def cell(figures, keys, form):
         for key in keys:
@@ -152,6 +168,7 @@ def rows(card):
         ("MSE, pixels in [0, 1]", "0", ("tokenizer", "mse"), "{:.5f}"),
         (f"perplexity of the codes, of {card['num_codes']}", "–", ("tokenizer", "perplexity"), "{:.1f}"),
         ("FID ¹ of reconstructions", cell(real, ["fid"], fid), ("reconstructions", "fid"), fid),
+        ("sharpness of reconstructions", cell(real, ["sharpness"], share), ("reconstructions", "sharpness"), share),
         ("nats per code ²", "–", ("likelihood", "nats_per_code"), "{:.3f}"),
         ("class by Bayes' rule", "–", ("bayes_accuracy",), share),
         ("FID ¹ of samples, T = 1", cell(real, ["fid"], fid), (*free, "fid"), fid),
@@ -192,24 +209,37 @@ def main(arguments=None):
         train, test = (data.load(split, mini=options.mini) for split in ("train", "test"))
     pair = load_pair(options.run)
     print(f"ours: {checkpoints.describe(pair.vqvae)}; {checkpoints.describe(pair.transformer)}")
+    try:
+        crisp = load_pair(options.run, decoder="crisp")
+        print(f"crisp: {checkpoints.describe(crisp.vqvae.decoder)}")
+    except (OSError, ValueError) as error:
+        print(f"no crisp column: {error}")
+        crisp = None
     original = options.original_run and load_pair(options.original_run)
     with files.only_writer(options.out):
         card = {"command": shlex.join(["python", "-m", "vqlib.scorecard", *arguments])}
-        card |= score(pair, original, train, test, options.mini)
+        card |= score(pair, crisp, original, train, test, options.mini)
         print(commands.aligned(rows(card)))
         print("¹ On the judge's features: comparable within this table only. ² Not comparable between tokenizers.")
         files.replace_file(options.out, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
     print(f"all figures: {options.out}")
 
 
-def score(pair, original, train, test, mini):
-    """The whole card, but for the command that asked for it. original: None, or a pair of the original recipe."""
+def score(pair, crisp, original, train, test, mini):
+    """The whole card, but for the command that asked for it.
+
+    crisp: None, or the pair with its crisp decoder. original: None, or a pair of the original recipe.
+    """
     n, few, judge, began = len(test), len(test) // 5, checkpoints.load_classifier("judge"), time.perf_counter()
     referee = Referee(judge, train, test, progress=True)
     card = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     card |= {"tokenizer": checkpoints.tokenizer_id(pair.vqvae), "num_codes": pair.vqvae.config.num_codes}
     card |= {"samples": n, "seed": 0, "real pictures": referee.references()}
-    columns = card["generators"] = {"ours": score_pair(pair, referee, n, bayes=few)}
+    if crisp:
+        both = score_pair(pair, referee, n, bayes=few, others=[crisp])
+        columns = card["generators"] = dict(zip(("ours", "ours, crisp"), both, strict=True))
+    else:
+        columns = card["generators"] = {"ours": score_pair(pair, referee, n, bayes=few)}
     if original:
         columns["original recipe"] = score_pair(original, referee, n, bayes=few)
     elif not mini:  # its weights are not kept, but its figures over all 10,000 test pictures are
