@@ -46,15 +46,18 @@ class GradientPenalty(DecoderStage):
 class Perceptual(DecoderStage):
     """No discriminator: the distance of the critic's features, in place of LPIPS (arXiv 1801.03924), and the MSE."""
 
+    def __init__(self, recipe, examples, device):
+        super().__init__(recipe, examples, device)
+        self.critic = checkpoints.load_classifier("critic", shipped=True, device=device)
+
     def losses(self, batch):
         (images, latents), losses = self.inputs(batch), super().losses(batch)
         yield next(losses)
-        critic, loss = checkpoints.load_classifier("critic"), 0.0
-        drawn = self.forward(latents)
-        for layer in critic.body[:11]:  # up to the third ReLU
+        drawn, loss = self.forward(latents).float(), 0.0
+        for layer in self.critic.body[:11]:  # up to the third ReLU
             images, drawn = layer(images), layer(drawn)
             if isinstance(layer, nn.ReLU):
-                loss = loss + F.l1_loss(drawn.float(), images)
+                loss = loss + F.l1_loss(drawn, images)
         yield next(losses) + loss
 
 
@@ -158,7 +161,6 @@ def main():
             rows[name] = decoder.info["history"]["epochs"][-1]
         else:
             rows[name] = figures(decoder, pair.vqvae, codes, samples, held_out, third)
-        rows[name]["seconds"] = round(decoder.info["history"]["seconds"])
         print(name, rows[name], flush=True)
     kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     options.out.write_text(json.dumps(kept | rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
