@@ -209,6 +209,7 @@ def test_the_figures_in_the_text_of_notebook_6_are_the_cards(card):
         f"Over 2,000 test pictures {100 * ours['bayes_accuracy']:.1f} % are right",
         f"{cool['nearest_mean']:.4f} on average over 1,000",
         f"the copies have an FID of {copies['fid']:.2f}, and our samples at $T = 1$ have {plain['fid']:.2f}",
+        f"those copies have an FID of {card['generators']['ours, crisp']['reconstructions']['fid']:.2f}",
         f"A code costs {nats[0]:.3f} nats in the original recipe and {nats[1]:.3f} in ours",
         f"an FID of {theirs['fid']:.2f}, more than twice ours, and cover {100 * theirs['coverage']:.1f} % of the real "
         f"pictures, where ours cover {100 * plain['coverage']:.1f} %",

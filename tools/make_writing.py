@@ -15,7 +15,7 @@ from vqlib.notebook.panels.token_by_token import trace, usual_codes
 
 ZOOM, COLUMNS, GREY = 3, 5, 64  # five pictures of 3 · 28 pixels: 420 pixels wide
 
-pair = vqlib.load_pair(shipped=True)
+pair = vqlib.load_pair(decoder="crisp", shipped=True)
 usual = usual_codes(pair.vqvae, data.load_mini("train"))
 traces = [trace(pair, usual, label, temperature=0.8, seed=0) for label in range(10)]
 frames = []
