@@ -20,6 +20,7 @@ from vqlib.notebook.panels.frontend import Keys, W, family
 from vqlib.pair import Pair, load_pair
 from vqlib.training.devices import own_state
 
+UNDER_SLIDERS = {"width": "auto", "margin": "2px 2px 2px 106px"}  # not under their names
 LABEL, WIDE = {"description_width": "100px"}, {"width": "320px", "max_width": "98%"}
 TO_PLAY = "A still picture: run all cells to play with it."
 GONE = "The kernel that moved this panel is gone. Run all cells to play with it again."
@@ -48,8 +49,7 @@ def temperature_slider():
 
 
 def button(description, icon, tooltip):
-    layout = {"width": "auto", "margin": "2px 2px 2px 106px"}  # under the sliders, not under their names
-    return W.Button(description=description, icon=icon, tooltip=tooltip, layout=layout)
+    return W.Button(description=description, icon=icon, tooltip=tooltip, layout=UNDER_SLIDERS)
 
 
 def row(*children, **layout):
@@ -203,9 +203,8 @@ class Panel:
         except (OSError, ValueError) as error:
             why = str(error)
         names, one = list(self.pairs), len(self.pairs) == 1
-        style = {"description_width": LABEL["description_width"], "button_width": "70px"}
-        self.decoder = W.ToggleButtons(options=names, tooltips=[why] * len(names), disabled=one, style=style)
-        self.decoder.description, self.decoder.layout.width = "decoder", WIDE["width"]
+        look = {"style": {"button_width": "70px"}, "layout": UNDER_SLIDERS}
+        self.decoder = W.ToggleButtons(options=names, tooltips=[why] * len(names), disabled=one, **look)
         return self.decoder
 
     def _drawn(self):
@@ -240,5 +239,5 @@ class Panel:
         self.step = slider(description, first, 0, last)
         self.link = W.jslink((self.play, "value"), (self.step, "value"))
         self._parts.append(self.link)
-        self.play.layout.margin = "2px 2px 2px 106px"
+        self.play.layout.margin = UNDER_SLIDERS["margin"]
         return self.step, self.play
