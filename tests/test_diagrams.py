@@ -108,7 +108,7 @@ def test_the_readers_place_is_marked_and_no_other_is_known():
         found = shapes(diagrams.two_stages(here), (*to_rgb(diagrams.HERE), 0.12))
         assert [(e.width, e.height) for e in found] == [pytest.approx(place[2:]) for place in places]
         marks[here] = str(found)
-    assert len(set(marks.values())) == 6
+    assert len(set(marks.values())) == 7
     for wrong in ("codes", "", None):
         with pytest.raises(ValueError, match="here must be one of"):
             diagrams.two_stages(wrong)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from vqlib.notebook import exercises
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling", "06_quality"]
+NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling", "06_quality", "07_crisp"]
 
 
 def straight(z, q):
@@ -212,6 +212,36 @@ def reach_among_samples(real, samples, k):
     return (torch.cdist(samples, real) <= far).any(1).float().mean()
 
 
+def losses(real, drawn, decoder=lambda drawn: F.binary_cross_entropy_with_logits(drawn, torch.ones_like(drawn))):
+    """By the cross-entropy of labels."""
+    labels = torch.cat([torch.ones_like(real), torch.zeros_like(drawn)])
+    return 2 * F.binary_cross_entropy_with_logits(torch.cat([real, drawn]), labels), decoder(drawn)
+
+
+def of_both(change):
+    """The right losses, the discriminator's changed."""
+
+    def answer(real, drawn):
+        discriminators, decoders = losses(real, drawn)
+        return change(discriminators, real, drawn), decoders
+
+    return answer
+
+
+def spread_of(drawings):
+    n = len(drawings)
+    return (drawings[:, None] - drawings).abs().sum((0, 1)).mean() / (n * (n - 1))
+
+
+def energy(picture, drawings, pairs=lambda n: n * (n - 1), half=0.5, size=abs, together=lambda x: sum(x) / len(x)):
+    """With loops."""
+    scores = []
+    for pixel, drawn in zip(picture.tolist(), drawings.T.tolist(), strict=True):
+        far = sum(size(pixel - a) for a in drawn) / len(drawn)
+        scores.append(far - half * sum(size(a - b) for a in drawn for b in drawn) / pairs(len(drawn)))
+    return together(scores)
+
+
 RIGHT = {
     "thumbnail_levels": lambda side: int(2 ** (294 / side**2)),
     "huffman_lengths": lambda shares: huffman(shares),
@@ -225,6 +255,8 @@ RIGHT = {
     "nucleus": nucleus,
     "independent_frechet": by_feature,
     "precision": lambda real, samples, k: (torch.cdist(samples, real) <= reach(real, k)).any(1).float().mean(),
+    "game_losses": losses,
+    "energy_score": lambda x, drawings: torch.tensor(energy(x, drawings)),
 }
 WRONG = [
     ("thumbnail_levels", lambda side: 294 / side**2, "2\\*\\*b"),
@@ -328,6 +360,25 @@ WRONG = [
     ("precision", lambda r, s, k: (torch.cdist(s, r) <= reach(r, k)).any(1).sum(), "between 0 and 1"),
     ("precision", lambda r, s, k: (torch.cdist(r, s) <= reach(r, k)[:, None]).float().mean(), "any\\(\\)"),
     ("precision", lambda r, s, k: precise(s, r, k), "it should be"),
+    ("game_losses", lambda r, d: (-r.sigmoid().log().mean() - (1 - d.sigmoid()).log().mean(), losses(r, d)[1]), "-inf"),
+    ("game_losses", lambda r, d: losses(r, d)[::-1], "discriminator's loss first"),
+    ("game_losses", of_both(lambda loss, r, d: F.softplus(-r).mean()), "Only real pictures"),
+    ("game_losses", of_both(lambda loss, r, d: F.softplus(d).mean()), "Only drawn pictures"),
+    ("game_losses", of_both(lambda loss, r, d: loss / 2), "You halve"),
+    ("game_losses", of_both(lambda loss, r, d: loss * r.numel()), "over the cells"),
+    ("game_losses", of_both(lambda loss, r, d: -loss), "The sign"),
+    ("game_losses", of_both(lambda loss, r, d: F.softplus(r).mean()), "The discriminator's loss should be"),
+    ("game_losses", lambda r, d: losses(r, d, lambda d: -F.softplus(d).mean()), "the form that saturates"),
+    ("game_losses", lambda r, d: losses(r, d, lambda d: F.softplus(d).mean()), "if they don't"),
+    ("game_losses", lambda r, d: losses(r, d, lambda d: F.softplus(-d).sum()), "The decoder's loss should be"),
+    ("energy_score", lambda x, a: energy(x, a, pairs=lambda n: n * n), "n\\(n - 1\\) pairs"),
+    ("energy_score", lambda x, a: energy(x, a, half=1), "\\*half\\*"),
+    ("energy_score", lambda x, a: energy(x, a, half=0), "Nothing here pays"),
+    ("energy_score", lambda x, a: energy(x, a, half=-0.5), "subtract it"),
+    ("energy_score", lambda x, a: energy(x, a, size=lambda gap: gap * gap), "You square"),
+    ("energy_score", lambda x, a: energy(x, a, together=sum), "over the pixels"),
+    ("energy_score", lambda x, a: energy(x, a.mean(0, keepdim=True).expand_as(a)) - 0.5 * spread_of(a), "\\*mean\\*"),
+    ("energy_score", lambda x, a: 0.5, "you get 0.5000"),
 ]
 ALSO_RIGHT = [
     ("thumbnail_levels", lambda side: torch.tensor(2 ** (294 / side**2)).floor()),
@@ -339,6 +390,8 @@ ALSO_RIGHT = [
     ("moving_average_step", lambda *a: (*step(*a)[:2], step(*a)[1] / (step(*a)[0] + 1e-5)[:, None])),
     ("independent_frechet", lambda a, b: by_feature(a.double(), b.double()).item()),
     ("precision", precise),
+    ("game_losses", lambda r, d: [-F.logsigmoid(r).mean() - F.logsigmoid(-d).mean(), -F.logsigmoid(d).mean().item()]),
+    ("energy_score", energy),
     ("nucleus", lambda shares, p: nucleus(shares.flip(0), p).flip(0)),  # of equally likely ones the others
     ("at_temperature", lambda logits, T: logits.div_(T or 1e-12).softmax(-1)),  # changes what it was given
     ("moving_average_step", lambda c, t, v, k, d: list(step(c.mul_(1), t, v, k, d))),

@@ -55,6 +55,12 @@ CASES = {
     "distributions": ([rand(64)] * 4, [f"T = {T}" for T in range(4)]),
     "seeds": ({"plain": {key: rand(2) for key in "abc"}}, {key: key for key in "abc"}),
     "clouds": ({"a": (rand(9, 2), rand(8, 2)), "b": (rand(7, 2), rand(9, 2))},),
+    "game": (
+        2 * rand(9, 2) - 1,
+        {"a": 2 * rand(5, 2) - 1, "b": 2 * rand(4, 2) - 1},
+        {"a": rand(6, 6), "b": rand(6, 6)},
+    ),
+    "plane": ({"a": rand(2), "b": rand(2) / 2, "c": rand(2) * 2}, ["a", "b"], "x", "y", {"level": rand(1)[0]}),
     "trade": ([{"temperature": x, "guidance": 1, "agreement": x, "coverage": x} for x in rand(3)],),
 }
 
@@ -247,3 +253,25 @@ def test_seeds_shows_each_seed_and_the_mean():
     assert list(dots_a.get_xdata()) == [1, 3] and list(mean_a.get_xdata()) == [2, 2]
     assert list(dots_b.get_xdata()) == [5] and list(mean_b.get_xdata()) == [5, 5]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_the_game_shows_points_where_they_are_and_the_verdict_from_below():
+    verdict = torch.zeros(4, 4)
+    verdict[0] = 1.0  # of the pixel -1, whatever the code
+    real, drawn = torch.tensor([[0.5, -0.5]]), torch.tensor([[-1.0, 1.0], [0.0, 0.25]])
+    first, second, _ = plots.game(real, {"seen": drawn, "unseen": drawn[:1]}, {"seen": verdict}).axes
+    assert [axis.get_title() for axis in (first, second)] == ["seen", "unseen"]
+    assert [np.asarray(dots.get_offsets()).tolist() for dots in first.collections] == [real.tolist(), drawn.tolist()]
+    assert len(second.collections[1].get_offsets()) == 1 and not second.images
+    shown = first.images[0]
+    assert shown.origin == "lower" and shown.get_array()[0].tolist() == [1] * 4 and shown.get_clim() == (0, 1)
+
+
+def test_the_plane_joins_the_points_of_the_line_in_its_order_and_names_all():
+    points = {"a": (1.0, 2.0), "b": (3.0, 4.0), "c": (5.0, 6.0)}
+    axis = plots.plane(points, ["c", "a"], "x", "y", levels={"twice": 7.0}).axes[0]
+    line, *dots = axis.get_lines()
+    assert line.get_xydata().tolist() == [[5, 6], [1, 2]]
+    assert [dot.get_xydata().tolist() for dot in dots[:3]] == [[list(point)] for point in points.values()]
+    assert {text.get_text(): tuple(text.xy) for text in axis.texts} == points
+    assert dots[3].get_label() == "twice" and dots[3].get_xdata()[0] == 7

@@ -124,6 +124,7 @@ PLACES = {  # where the parts lie that a notebook is about: x, y, width and heig
     "transformer": [(53.5, 20, 39, 8)],
     "sampling": [(41.5, 33.2, 63, 11.4)],
     "quality": [(67, 33.2, 10, 11.4), (15, 6.7, 10, 11.4)],
+    "crisp": [(60, 6.7, 26, 11.4), (60, 33.2, 26, 11.4)],
 }
 
 
@@ -131,8 +132,9 @@ PLACES = {  # where the parts lie that a notebook is about: x, y, width and heig
 def two_stages(here):
     """The whole path: a VQ-VAE learns to copy, a Transformer learns to write the codes, and the two write a picture.
 
-    here: the parts to mark, "data", "vqvae", "tokens", "transformer", "sampling" or "quality". The pictures are real:
-    a test shirt, its copy, and the first new shirt that the shipped models draw. Raises ValueError for another name.
+    here: the parts to mark, "data", "vqvae", "tokens", "transformer", "sampling", "quality" or "crisp". The pictures
+    are real: a test shirt, its copy, and the first new shirt that the shipped models draw. Raises ValueError for
+    another name.
     """
     check_choice("here", here, PLACES)
     picture, copy, new, codes, new_codes = _example()

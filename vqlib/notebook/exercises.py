@@ -436,3 +436,75 @@ def _precision(real, samples, k, how=""):
     if how == "nearest":
         near = near.gather(1, distances.argmin(1, keepdim=True))
     return near.any(0 if how == "turned" else 1).float().mean().item()
+
+
+# --- notebook 7
+@checker
+def game_losses(answer):
+    """answer(real, drawn) -> (the discriminator's loss, the decoder's): of (B, 7, 7) logits, each a number."""
+    for scale in (1.0, 3.0, 200.0):  # the last: where the logarithm of a sigmoid would be infinite
+        real, drawn = scale * _random(4, 7, 7) + 1, scale * _random(4, 7, 7, seed=1) - 1
+        given = [_number(loss) for loss in _parts(answer(real, drawn), "discriminator's loss", "decoder's loss")]
+        judges, draws = F.softplus(-real).mean().item(), F.softplus(drawn).mean().item()
+        right = judges + draws, F.softplus(-drawn).mean().item()
+        if all(abs(a - b) <= 1e-4 * max(1, b) for a, b in zip(given, right, strict=True)):
+            continue
+        _hint(not all(map(math.isfinite, given)), "log(sigmoid(-200)) is -inf. F.softplus(-x) is -log σ(x) for any x.")
+        _hint(math.isclose(given[0], right[1], rel_tol=1e-4), "Return the discriminator's loss first.")
+        _hint_about_the_discriminator(given[0], judges, draws, real.numel())
+        _hint(math.isclose(given[1], -draws, rel_tol=1e-4), "This is log(1 - σ), the form that saturates. Use -log σ.")
+        hint = "The decoder's loss should be small if its drawings pass for real. Yours is small if they don't."
+        _hint(math.isclose(given[1], draws, rel_tol=1e-4), hint)
+        raise Hint(
+            f"The decoder's loss should be {right[1]:.3f}, and yours is {given[1]:.3f}: -log σ(drawn), on average."
+        )
+
+
+def _hint_about_the_discriminator(given, real, drawn, cells):
+    if math.isclose(given, real + drawn, rel_tol=1e-4):
+        return
+    hints = {
+        real: "Only real pictures count in your discriminator's loss. Drawn ones should, too.",
+        drawn: "Only drawn pictures count in your discriminator's loss. Real ones should, too.",
+        (real + drawn) / 2: "You halve the discriminator's loss. In this notebook it is the sum of both parts.",
+        (real + drawn) * cells: "You add up over the cells. Take the mean.",
+        -real - drawn: "The sign of the discriminator's loss is wrong: log-probabilities are negative.",
+    }
+    for value, hint in hints.items():
+        _hint(math.isclose(given, value, rel_tol=1e-4), hint)
+    right = real + drawn
+    raise Hint(
+        f"The discriminator's loss should be {right:.3f}, and yours is {given:.3f}: -log σ(real) - log(1 - σ(drawn))."
+    )
+
+
+@checker
+def energy_score(answer):
+    """answer(picture, drawings) -> mean |x - a| less half the mean |a - b| of two different ones: (P,), (n, P)."""
+    for n, P in ((2, 30), (5, 20), (3, 1)):
+        picture, drawings = _random(P), 0.5 * _random(n, P, seed=1) + 0.2
+        given, right = _number(answer(picture, drawings)), _energy(picture, drawings)
+        if abs(given - right) <= 1e-4:
+            continue
+        hints = {
+            "itself": "A drawing is at distance 0 from itself. There are n(n - 1) pairs of *different* ones: not n².",
+            "whole": "Take off *half* the distance between two drawings.",
+            "no spread": "Nothing here pays for a difference between drawings: take off half their mean distance.",
+            "spread twice": "The spread should lower the score: subtract it.",
+            "squared": "You square the differences. Take their absolute values.",
+            "of the mean": "You compare the picture with the *mean* of the drawings. Compare it with each of them.",
+            "summed": "You add up over the pixels. Take the mean.",
+        }
+        for how, hint in hints.items():
+            _hint(abs(given - _energy(picture, drawings, how)) <= 1e-4, hint)
+        raise Hint(f"With {n} drawings of {P} pixels you get {given:.4f}, and it should be {right:.4f}.")
+
+
+def _energy(picture, drawings, how=""):
+    """The right figure, or what one gets by going wrong in the way called ``how``."""
+    n, size = len(drawings), torch.square if how == "squared" else torch.abs
+    centre = drawings.mean(0, keepdim=True) if how == "of the mean" else drawings
+    together = torch.sum if how == "summed" else torch.mean
+    far = together(size(picture - centre).mean(0))
+    spread = together(size(drawings[:, None] - drawings).sum((0, 1)) / (n * n if how == "itself" else n * (n - 1)))
+    return (far - {"whole": 1, "no spread": 0, "spread twice": -0.5}.get(how, 0.5) * spread).item()

@@ -330,3 +330,44 @@ def trade(points):
     )
     axes[0, 0].legend()
     return figure
+
+
+@styled
+def game(real, drawn, verdicts=None):
+    """The toy game of notebook 07: what is drawn for each code, beside the real pictures, which have one pixel.
+
+    real (N, 2) and drawn {title: (M, 2)}: points (code, pixel) from -1 to 1. verdicts: {title: (R, R)}, what the
+    discriminator says of every pixel (row, from -1 up) for every code (column), from 0, drawn, to 1, real.
+    """
+    verdicts, real = verdicts or {}, _array(real)
+    width = min(2.5, (WIDTH - 0.9 * bool(verdicts)) / len(drawn))
+    figure, axes = _figure(width * len(drawn) + 0.9 * bool(verdicts), width + 0.4, 1, len(drawn), sharey=True)
+    for axis, (title, points) in zip(axes[0], drawn.items(), strict=True):
+        if title in verdicts:
+            shades = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower", "extent": (-1, 1, -1, 1)}
+            shown = axis.imshow(_array(verdicts[title]), interpolation="nearest", **shades)
+        axis.scatter(*real.T, s=5, linewidths=0, color="white" if title in verdicts else GREY)
+        axis.scatter(*_array(points).T, s=7, linewidths=0, color=COLOURS[1])
+        axis.set(title=title, xlabel="code", xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=(-1, 0, 1))
+        axis.grid(False)
+    axes[0, 0].set(ylabel="pixel", yticks=(-1, 0, 1))
+    if verdicts:
+        figure.colorbar(shown, ax=axes[0].tolist(), label="verdict: drawn 0, real 1", shrink=0.8)
+    return figure
+
+
+@styled
+def plane(points, line, x_label, y_label, levels=None):
+    """Named points, {name: (x, y)}, those in ``line`` joined in its order; levels={name: x} are vertical lines."""
+    figure, axes = _figure(6.8, 3.6)
+    points = {name: [float(_array(value)) for value in point] for name, point in points.items()}
+    axes[0, 0].plot(*zip(*(points[name] for name in line), strict=True), color=COLOURS[0])
+    for name, point in points.items():
+        axes[0, 0].plot(*point, "o", color=COLOURS[0 if name in line else 1])
+        axes[0, 0].annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    for i, (name, x) in enumerate((levels or {}).items()):
+        axes[0, 0].axvline(_array(x), linestyle="--", linewidth=1, color=COLOURS[i + 2], label=name)
+    axes[0, 0].set(xlabel=x_label, ylabel=y_label)
+    if levels:
+        axes[0, 0].legend(**ABOVE)
+    return figure
