@@ -194,9 +194,22 @@ def test_what_the_notebooks_say_of_guidance_and_the_knobs(card):
         assert chart[T, 2.0]["coverage"] < chart[T, 1.5]["coverage"]
 
 
+def said_in(notebook):
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+    return " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def test_the_figures_in_the_text_of_notebook_7_are_the_cards(card):
+    soft, crisp = (card["generators"][name] for name in ("ours", "ours, crisp"))
+    copies = [pair["reconstructions"]["fid"] for pair in (soft, crisp)]
+    samples = [pair["samples"]["T = 1"]["fid"] for pair in (soft, crisp)]
+    words = f"FID of copies falls from {copies[0]:.2f} to {copies[1]:.2f}, and that of samples at $T = 1$ from"
+    assert f"{words} {samples[0]:.2f} to {samples[1]:.2f}" in said_in("07_crisp.ipynb")
+    assert abs(crisp["reconstructions"]["sharpness"] - 1) < 0.05 < abs(soft["reconstructions"]["sharpness"] - 1)
+
+
 def test_the_figures_in_the_text_of_notebook_6_are_the_cards(card):
-    cells = json.loads((ROOT / "notebooks" / "06_quality.ipynb").read_text(encoding="utf-8"))["cells"]
-    said = " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    said = said_in("06_quality.ipynb")
     real, ours, original = card["real pictures"], *(card["generators"][name] for name in ("ours", "original recipe"))
     plain, cool, copies = ours["samples"]["T = 1"], ours["samples"]["T = 0.8"], ours["reconstructions"]
     theirs, score = original["samples"]["T = 1"], "classification_accuracy_score"

@@ -38,10 +38,10 @@ class Verdict(NamedTuple):
 class Discriminator(nn.Module):
     """Is this a picture of the data set, or has a decoder drawn it? (B, 1, 28, 28), (B, D, 7, 7) -> `Verdict`.
 
-    It sees the codes' vectors beside the picture. So it can't ask for another picture than the codes describe, only for
-    a better drawing of this one. And it judges each cell for itself, from 18×18 pixels around it: a discriminator that
-    sees more than the picture finds one sign that betrays a drawing, and has nothing to say about the rest (PatchGAN,
-    Isola et al., arXiv 1611.07004).
+    It sees the codes' vectors beside the picture, so that it can object to a picture that doesn't go with them. With
+    matching and the squared error beside it that hardly matters, since those tie a drawing to its picture anyway. It
+    judges each cell for itself, from 18×18 pixels around it: a discriminator that sees all of the picture needs only
+    one sign that betrays a drawing, and has nothing to say about the rest (PatchGAN, arXiv 1611.07004).
     """
 
     def __init__(self, config: DiscriminatorConfig | None = None):
