@@ -12,8 +12,8 @@ import vqlib
 from vqlib import adversarial, checkpoints, data, evaluation
 from vqlib.adversarial import Discriminator, DiscriminatorConfig, FabricDecoder, Verdict
 from vqlib.tokens import encode_pixels
-from vqlib.training import CRISP, Batch, DecoderStage
-from vqlib.vqvae import Decoder, VQVAEConfig
+from vqlib.training import CRISP, Batch, DecoderStage, stages
+from vqlib.vqvae import VQVAE, Decoder, VQVAEConfig
 
 SMALL = DiscriminatorConfig(code_dim=16, channels=8)
 
@@ -191,6 +191,55 @@ def test_each_step_reaches_its_own_network_and_nothing_else(fabrics):
     assert all(p.grad is None for p in vqvae.parameters())
 
 
+@pytest.mark.parametrize("fabrics", [False, True])
+def test_the_second_loss_is_the_weighted_sum_of_three(fabrics):
+    vqvae, stage = a_stage(fabrics=fabrics, adversarial=2.0, matching=3.0, mse=5.0)
+    discriminator, batch = stage.modules["discriminator"], Batch(torch.arange(16), generator=seeded())
+    if fabrics:  # it starts as the plain one, with a channel more
+        assert torch.equal(stage.model[0].weight[:, :-1], vqvae.decoder[0].weight)
+    else:
+        assert same_weights(stage.model, vqvae.decoder)
+    losses = stage.losses(batch)
+    next(losses)
+    loss, generator, (images, latents) = next(losses).item(), seeded(), stage.inputs(batch)
+    noise = [(torch.randn(16, 1, 7, 7, generator=generator),) if fabrics else () for _ in range(2)]
+    drawn, other = (stage.model(latents, *some) for some in noise)
+    real, a, b = (discriminator(x, latents) for x in (images, drawn, other))
+    expected = 2 * adversarial.adversarial_loss(a) + 3 * adversarial.matching_loss(real, a, b)
+    expected = expected + 5 * ((images - drawn) * (images - other)).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert stage.totals["fooled"].item() == pytest.approx((a.logits > 0).float().mean((1, 2)).sum().item())
+    assert all(optimizer.param_groups[0]["betas"] == (0.5, 0.99) for (optimizer,) in stage.optimizers())
+
+
+def test_a_frozen_tokenizer_of_another_form_gets_a_decoder_that_learns(some):
+    vqvae = VQVAE(VQVAEConfig(channels=8, code_dim=5)).double().requires_grad_(False)
+    model = stages.train_decoder(dataclasses.replace(DECODER_TINY, fabrics=False), vqvae, some, progress=False)
+    assert model[0].weight.dtype == torch.float32 and (model[0].weight - vqvae.decoder[0].weight).abs().max() > 1e-3
+
+
+def test_what_cannot_be_trained_is_refused_before_it_begins(some):
+    vqvae = tokenizer()
+    with pytest.raises(ValueError, match="test"):
+        stages.train_decoder(DECODER_TINY, vqvae, some, test=some.subset(slice(0, 1)), progress=False)
+    vqvae.decoder = FabricDecoder.like(vqvae.decoder)
+    with pytest.raises(ValueError, match="decoder"):
+        stages.train_decoder(DECODER_TINY, vqvae, some, progress=False)
+    for wrong in ({"mse": -1.0}, {"matching": math.nan}, {"optimizer": "muon"}, {"weight_decay": 0.1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            dataclasses.replace(DECODER_TINY, **wrong)
+
+
+def test_another_start_is_another_run(tmp_path, some):
+    path, vqvae = tmp_path / "fabrics.safetensors", tokenizer()
+    first = stages.train_decoder(DECODER_TINY, vqvae, some, path=path, progress=False)
+    with torch.no_grad():
+        vqvae.decoder[0].bias += 1
+    second = stages.train_decoder(DECODER_TINY, vqvae, some, path=path, progress=False)
+    assert not same_weights(first, second)
+    assert same_weights(second, stages.train_decoder(DECODER_TINY, vqvae, some, path=path, progress=False))
+
+
 def test_the_second_loss_is_judged_by_the_discriminator_after_its_step():
     _, stage = a_stage(fabrics=False, matching=0.0, mse=0.0)
     losses = stage.losses(Batch(torch.arange(16), generator=seeded()))
@@ -256,6 +305,9 @@ def test_fabrics_differ_in_more_than_a_few_pixels(test):
     assert drawn.shape == (80, 1, 28, 28) and torch.equal(drawn, pair.fabrics(images, n=8, seed=1))
     spread = drawn.reshape(10, 8, -1).div(2).var(1).mean().item()
     assert spread > 0.002  # the same order as the error that the codes leave open
+    assert not torch.equal(drawn, pair.fabrics(images, n=8, seed=2))
+    means = drawn.reshape(10, 8, 1, 28, 28).mean(1)
+    assert torch.cdist(means.flatten(1), images.flatten(1)).argmin(1).tolist() == list(range(10))  # each in its place
     with pytest.raises(ValueError, match="FabricDecoder"):
         vqlib.load_pair(shipped=True).fabrics(images)
     with pytest.raises(ValueError, match="n must"):
@@ -270,9 +322,19 @@ def test_drawn_by_leaves_the_pair_alone():
     assert other.vqvae.quantizer is pair.vqvae.quantizer and not other.vqvae.training
 
 
-def test_an_unknown_decoder_is_refused():
+def test_a_decoder_that_does_not_fit_is_refused(tmp_path):
+    pair, own = vqlib.load_pair(shipped=True), vqlib.pair.Pair(tokenizer(), None)
     with pytest.raises(ValueError, match="decoder"):
         vqlib.load_pair(decoder="sharp")
+    for wrong in ("crisp", None, pair.vqvae):
+        with pytest.raises(ValueError, match="decoder"):
+            pair.drawn_by(wrong)
+    with pytest.raises(ValueError, match="tokenizer"):
+        own.drawn_by(checkpoints.load_decoder(shipped=True))
+    for name, model in zip(("vqvae", "transformer"), pair, strict=True):
+        checkpoints.save_model(tmp_path / f"{name}.safetensors", model, **model.info)
+    with pytest.raises(FileNotFoundError, match=r"crisp\.safetensors.*decoders"):
+        vqlib.load_pair(tmp_path, decoder="crisp")
 
 
 def test_the_shipped_recipe_is_the_one_of_the_package():

@@ -31,6 +31,14 @@ def test_errors_are_on_the_scale_from_zero_to_one():
         evaluation.mse(board, board[:1])  # it would be broadcast
 
 
+def test_sharpness_is_the_mean_difference_of_neighbours_both_ways():
+    stripes = torch.ones(1, 1, 28, 28)
+    stripes[..., ::2] = -1
+    assert evaluation.sharpness(stripes) == evaluation.sharpness(stripes.mT) == 0.5
+    with pytest.raises(ValueError, match="images"):
+        evaluation.sharpness(torch.zeros(0, 1, 28, 28))
+
+
 def test_psnr_is_in_decibels():
     assert evaluation.psnr(1.0) == 0 and evaluation.psnr(0.01) == pytest.approx(20)
     assert evaluation.psnr(0.005) - evaluation.psnr(0.01) == pytest.approx(10 * math.log10(2))

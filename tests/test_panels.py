@@ -612,6 +612,28 @@ def test_the_decoder_switch_draws_the_same_codes_again(name):
     assert own.decoder.value == "crisp" and own.image.value == panel.image.value
 
 
+def test_a_panel_draws_with_the_pairs_own_decoder(tmp_path):
+    """If it has one; else with the one beside its tokenizer, else the shipped one, whatever lies in the runs folder."""
+    pair = load_pair(shipped=True)
+    mine = checkpoints.load_decoder(shipped=True)
+    with torch.no_grad():
+        mine[0].bias += 0.1
+    assert panels.Completion(pair.drawn_by(mine)).pairs["crisp"].vqvae.decoder is mine
+    for folder, other in (
+        (tmp_path / "mini", mine),
+        (checkpoints.runs_folder(), checkpoints.load_decoder(shipped=True)),
+    ):
+        for name, model in (("vqvae", pair.vqvae), ("transformer", pair.transformer), ("crisp", other)):
+            codes = {"tokenizer": "0" * 64} if model is other and other is not mine else {}  # of other codes
+            checkpoints.save_model(folder / f"{name}.safetensors", model, **model.info | codes)
+    beside = panels.Completion(load_pair(tmp_path / "mini")).pairs["crisp"].vqvae.decoder
+    assert torch.equal(beside[0].bias, mine[0].bias)
+    (checkpoints.runs_folder() / "vqvae.safetensors").unlink()
+    panel = panels.Completion(pair)
+    no_error(panel)
+    assert str(checkpoints.SHIPPED) in panel.pairs["crisp"].vqvae.decoder.info["path"]
+
+
 def test_a_panel_says_why_there_is_no_crisp_decoder(a_studio):
     assert list(a_studio.decoder.options) == ["soft"] and a_studio.decoder.disabled
     assert "vqlib.training decoders" in a_studio.decoder.tooltips[0]

@@ -80,7 +80,7 @@ def matching_loss(real: Verdict, drawn: Verdict, other: Verdict | None = None) -
     The discriminator has learned to see what gives a drawing away. So its features say where to go, not only that
     something is wrong. With the verdict on another drawing of the same codes this is (|r - a| + |r - b| - |a - b|) / 2:
     it pays for two drawings to differ as much as either differs from the picture (the energy score of Gneiting and
-    Raftery, 2007, eq. 21; with one drawing twice it is the first form).
+    Raftery, 2007, of each number by itself; with one drawing twice it is the first form).
     """
     other, terms = other or drawn, []
     for r, a, b in zip(real.features, drawn.features, other.features, strict=True):

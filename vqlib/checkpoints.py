@@ -90,6 +90,8 @@ def read(path, kind):
 def _remedy(path):
     if path.parent == SHIPPED:
         return RESTORE
+    if path.stem in DECODERS and not path.is_file():
+        return "Train one (`python -m vqlib.training decoders`, or training.train_decoder), or leave decoder out"
     old = Path(*("ancestor" if part == "original" else part for part in path.parts))
     if old != path and old.exists():
         return f"Version 0.1 called this run {old}, which is there: name that"
@@ -209,7 +211,7 @@ def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> T
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))
     transformer = load_model(path or find("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
-    _check_codes(transformer, tokenizer, "Load a pair (vqlib.load_pair), or train one", "transformer")
+    check_tokenizer(transformer, tokenizer, "transformer")
     return transformer
 
 
@@ -222,19 +224,18 @@ def load_decoder(name="crisp", path=None, *, shipped=False, vqvae=None, device="
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))
     decoder = load_model(path or find(name, shipped), DECODERS[name], VQVAEConfig, device)
-    _check_codes(decoder, tokenizer, "Train one", "decoders")
+    check_tokenizer(decoder, tokenizer, "decoders")
     return decoder
 
 
-def _check_codes(model, tokenizer, remedy, stage):
-    """Raise ValueError unless the model learned the codes of this tokenizer."""
+def check_tokenizer(model, tokenizer, stage):
+    """Raise ValueError unless the model learned the codes of this tokenizer. stage: the command that trains such."""
     ids = tokenizer_id(tokenizer), tokenizer_id(tokenizer, parts="")  # the second: of version 0.1
     if model.info.get("tokenizer") not in ids:
-        at, it = getattr(tokenizer, "info", {}).get("path", "the VQ-VAE given"), model.info["path"]
-        remedy = f"{remedy} on these codes (`python -m vqlib.training {stage}`)"
-        raise ValueError(
-            f"the {type(model).__name__} in {it} learned the codes of another tokenizer than {at}. {remedy}"
-        )
+        at, it = (getattr(m, "info", {}).get("path", "memory") for m in (tokenizer, model))
+        remedy = f"Load a pair (vqlib.load_pair), or train one on these codes (`python -m vqlib.training {stage}`)"
+        words = f"the {type(model).__name__} in {it} learned the codes of another tokenizer than {at}"
+        raise ValueError(f"{words}. {remedy}")
 
 
 def load_classifier(name="judge", path=None, *, shipped=False, device="cpu") -> Classifier:

@@ -29,6 +29,7 @@ def mse(images: torch.Tensor, others: torch.Tensor) -> float:
 def sharpness(images: torch.Tensor) -> float:
     """How much neighbouring pixels differ: the mean of |difference|, across and down, of (B, 1, 28, 28) in [0, 1]."""
     check_images("images", images)
+    check_whole("the number of images", len(images), 1)
     x = (images.float() + 1) / 2
     return ((x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()).item() / 2
 

@@ -11,7 +11,7 @@ from vqlib import checkpoints, checks, files, sampling
 from vqlib.adversarial import draw
 from vqlib.data import CLASS_NAMES, to_pixels
 from vqlib.transformer import Transformer
-from vqlib.vqvae import GRID, VQVAE
+from vqlib.vqvae import GRID, VQVAE, Decoder
 
 
 class Pair(NamedTuple):
@@ -98,7 +98,13 @@ class Pair(NamedTuple):
         return draw(self.vqvae.decoder, latents, seeded(seed)).float().cpu()
 
     def drawn_by(self, decoder) -> "Pair":
-        """This pair with another decoder for the same codes, such as `checkpoints.load_decoder("crisp")`."""
+        """This pair with another decoder for the same codes, such as `checkpoints.load_decoder("crisp")`.
+
+        Raises ValueError if it is none, or says that it learned other codes.
+        """
+        checks.check_kinds(decoder=(decoder, Decoder))
+        if "tokenizer" in getattr(decoder, "info", {}):
+            checkpoints.check_tokenizer(decoder, self.vqvae, "decoders")
         with torch.device("meta"):  # it gets all of its parts from elsewhere
             vqvae = VQVAE(self.vqvae.config)
         vqvae.encoder, vqvae.quantizer, vqvae.decoder = self.vqvae.encoder, self.vqvae.quantizer, decoder

@@ -8,7 +8,7 @@ import torch
 from conftest import pictures, same_weights, tokenizer
 
 from vqlib.adversarial import DiscriminatorConfig
-from vqlib.training import CRISP, loop
+from vqlib.training import CRISP, Batch, loop
 
 
 def trained(name):
@@ -51,6 +51,33 @@ def test_the_whole_tokenizer_moves_its_own_copy():
         assert not same_weights(stage.modules[part], getattr(vqvae, part))
 
 
+def test_each_name_says_what_is_switched_off():
+    off = {"matching alone": {"adversarial"}, "adversarial alone": {"matching"}, "neither": {"adversarial", "matching"}}
+    off |= {"no MSE": {"mse"}, "adversarial alone, no MSE": {"matching", "mse"}}
+    for name, weights in off.items():
+        assert decoders.VARIANTS[name] == (dict.fromkeys(weights, 0.0), decoders.DecoderStage)
+
+
+def test_r1_adds_half_the_squared_gradient_of_the_verdict():
+    penalized, usual = (
+        stage(dataclasses.replace(CRISP, batch_size=16, mixed_precision=False), (*a_few(),), "cpu")
+        for stage in (decoders.GradientPenalty, decoders.DecoderStage)
+    )
+    penalized.modules.load_state_dict(usual.modules.state_dict())
+    batch = Batch(torch.arange(16))
+    images, latents = usual.inputs(batch)
+    images.requires_grad_()
+    usual.modules["discriminator"](images, latents).logits.mean((1, 2)).sum().backward()
+    penalty = images.grad.square().sum((1, 2, 3)).mean() / 2
+    first, plain = (next(stage.losses(batch)).item() for stage in (penalized, usual))
+    assert first - plain == pytest.approx(penalty.item(), rel=0.02) and penalty > 1e-6
+
+
+def a_few():
+    return decoders.DecoderStage.examples(pictures(16), tokenizer(), False)
+
+
 def test_the_plane_is_one_weight_of_both_losses():
     for name, (changes, _) in decoders.PLANE.items():
+        assert changes["adversarial"] == float(name.split()[1]) * CRISP.adversarial
         assert changes["matching"] == pytest.approx(CRISP.matching / CRISP.adversarial * changes["adversarial"]), name

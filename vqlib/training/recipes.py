@@ -67,6 +67,14 @@ class DecoderRecipe(Recipe):
     matching: float = 4.0
     mse: float = 10.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("adversarial", "matching", "mse"):
+            checks.check_number(name, getattr(self, name), 0)
+        words = "A decoder and its discriminator are trained by plain AdamW"
+        checks.check_choice("optimizer", self.optimizer, ("adamw",), words)
+        checks.check_choice("weight_decay", self.weight_decay, (0,), words)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierRecipe(Recipe):

@@ -9,7 +9,7 @@ from einops import rearrange
 
 from vqlib import adversarial, checkpoints, data, evaluation, files
 from vqlib.adversarial import Discriminator, FabricDecoder
-from vqlib.checks import check_kinds, check_whole
+from vqlib.checks import check_choice, check_kinds, check_whole
 from vqlib.classifier import Classifier, accuracy
 from vqlib.tokens import encode_pixels, perplexity
 from vqlib.training import devices, distributed, loop, resume
@@ -197,10 +197,12 @@ class DecoderStage(Stage):
     def __init__(self, recipe: DecoderRecipe, examples, device):
         vqvae, codes, pixels = examples
         like = FabricDecoder.like if recipe.fabrics else copy.deepcopy
-        super().__init__(recipe, like(vqvae.decoder), device, len(pixels), ("mse", "fooled"))
-        discriminator = Discriminator(recipe.discriminator)
+        decoder = like(vqvae.decoder).float().requires_grad_(True)
+        super().__init__(recipe, decoder, device, len(pixels), ("mse", "fooled"))
+        config = dataclasses.replace(recipe.discriminator, code_dim=vqvae.config.code_dim)
+        discriminator = Discriminator(config)
         self.modules["discriminator"] = discriminator.to(device, memory_format=torch.channels_last)
-        self.codebook = vqvae.quantizer.codebook.detach().to(device)
+        self.codebook = vqvae.quantizer.codebook.detach().float().to(device)
         self.codes, self.pixels = codes.to(device), pixels.to(device)
 
     @classmethod
@@ -237,7 +239,7 @@ class DecoderStage(Stage):
         verdict = judge(drawn)
         matching = adversarial.matching_loss(real, verdict, judge(other) if recipe.fabrics else None)
         mse = adversarial.squared_error(images, drawn.float(), other.float())
-        self.totals["mse"] += mse.detach() / 4 * len(images)  # on the [0, 1] scale
+        self.totals["mse"] += mse.detach() / 4 * len(images)  # [0, 1] scale; with fabrics it is the mean drawing's
         self.totals["fooled"] += (verdict.logits.detach() > 0).float().mean((1, 2)).sum()
         yield recipe.adversarial * adversarial.adversarial_loss(verdict) + recipe.matching * matching + recipe.mse * mse
 
@@ -304,9 +306,15 @@ def train_decoder(
 ):
     """Train another decoder for the codes of ``vqvae`` and return it, in eval mode, as `train_transformer` does.
 
-    ``vqvae`` stays as it is. To draw with the new decoder, assign it to ``vqvae.decoder``, of a copy if need be.
+    The new one starts as ``vqvae.decoder``, which must be a plain `Decoder`, and ``vqvae`` stays as it is.
+    `Pair.drawn_by` draws with it. validation and test, if given, need two pictures, for their Fréchet distance.
     """
     check_kinds(recipe=(recipe, DecoderRecipe), vqvae=(vqvae, VQVAE))
+    remedy = "Take the tokenizer with its own decoder, as checkpoints.load_vqvae gives it"
+    check_choice("the tokenizer's decoder", type(vqvae.decoder).__name__, ("Decoder",), remedy)
+    for name, dataset in (("validation", validation), ("test", test)):
+        if isinstance(dataset, data.Dataset):
+            check_whole(f"the number of pictures in {name}", len(dataset), 2)
     return _train(DecoderStage, recipe, (train, validation, test), path, device, progress, vqvae)
 
 
@@ -335,6 +343,8 @@ def _train_alone(stage_class, recipe, datasets, path, device, progress, vqvae):
     if vqvae is not None:
         info["tokenizer"] = checkpoints.tokenizer_id(vqvae)
         info["data"] += f", tokenizer {info['tokenizer'][:16]}"
+        if issubclass(stage_class, DecoderStage):  # where it starts matters, too
+            info["data"] += f", decoder {checkpoints.tokenizer_id(vqvae, parts='decoder.')[:16]}"
     if path and path.is_file():
         model = checkpoints.load_model(path, *stage_class.classes(recipe), device, vqvae)
         if all(model.info.get(key) == info[key] for key in info):

@@ -9,6 +9,7 @@ import contextlib
 import html
 import random
 import time
+from pathlib import Path
 
 import IPython
 import torch
@@ -196,12 +197,19 @@ class Panel:
     def _decoder_switch(self):
         """Buttons for the decoders that draw the pair's codes. Where there is no crisp one for them, they say why."""
         own = getattr(self.pair.vqvae.decoder, "info", {}).get("recipe", {}).get("name", "soft")
-        self.pairs, why = {own: self.pair}, "The codes stay, only the drawing changes"
-        try:
-            decoder = checkpoints.load_decoder("crisp", vqvae=self.pair.vqvae)
-            self.pairs["crisp"] = self.pair.drawn_by(decoder.to(self.pair.vqvae.quantizer.codebook))
-        except (OSError, ValueError) as error:
-            why = str(error)
+        self.pairs, why = {own: self.pair}, ""
+        places = [checkpoints.find("crisp"), checkpoints.find("crisp", shipped=True)]
+        if path := getattr(self.pair.vqvae, "info", {}).get("path"):  # beside the tokenizer is where its own one lies
+            places = [p for p in [Path(path).with_name("crisp.safetensors")] if p.is_file()] + places
+        for path in places if own != "crisp" else ():
+            try:
+                decoder = checkpoints.load_decoder("crisp", path, vqvae=self.pair.vqvae)
+            except (OSError, ValueError) as error:
+                why = why or str(error)
+            else:
+                self.pairs["crisp"] = self.pair.drawn_by(decoder.to(self.pair.vqvae.quantizer.codebook))
+                why = "The codes stay, only the drawing changes"
+                break
         names, one = list(self.pairs), len(self.pairs) == 1
         look = {"style": {"button_width": "70px"}, "layout": UNDER_SLIDERS}
         self.decoder = W.ToggleButtons(options=names, tooltips=[why] * len(names), disabled=one, **look)
