@@ -161,12 +161,14 @@ def test_the_block_for_a_picture_of_ones_own_copies_and_completes_it(tmp_path):
 def test_the_block_for_a_data_set_of_ones_own_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vqvae, transformer = VQVAEConfig(channels=8, quantizer="ema"), TransformerConfig(d_model=16, n_heads=2, n_layers=1)
+    monkeypatch.setattr(training, "CRISP", dataclasses.replace(training.CRISP, epochs=1, warmup_steps=1))
     for name, model in (("BEST_VQVAE", vqvae), ("BEST_TRANSFORMER", transformer)):
         recipe = dataclasses.replace(getattr(training, name), epochs=1, warmup_steps=1, model=model)
         monkeypatch.setattr(training, name, recipe)
     mini = data.load_mini("test")
     exec(BLOCKS[2], {"pixels": mini.pixels, "labels": mini.labels})
-    assert load_pair("mine").generate("Bag", n=2).shape == (2, 1, 28, 28)
+    soft, crisp = (load_pair("mine", decoder=decoder).generate("Bag", n=2) for decoder in ("soft", "crisp"))
+    assert soft.shape == crisp.shape == (2, 1, 28, 28) and not torch.equal(soft, crisp)
 
 
 # --- its figures -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ ROWS = {
     "FID ¹ of samples, T = 1": "↓ **FID of samples**, T = 1: the same for new pictures",
     "class agreement, T = 0.8": "↑ **agreement**, T = 0.8: the judge sees the class that was asked for",
     "coverage, T = 1": "↑ **coverage**, T = 1: the share of real pictures that have a new one close by",
-    "classification accuracy score, T = 1": "↑ **accuracy score**, T = 1: of a classifier trained on new pictures only",
+    "classification accuracy score, T = 1": "↑ **accuracy score**, T = 1: of a classifier trained on these alone",
 }
 
 
@@ -40,7 +40,8 @@ def results():
     """Six rows of the scorecard, and what each of them means."""
     head, *lines = scorecard.rows(records.load_scorecard())
     found = {line[0]: [line[head.index(column)] for column in COLUMNS] for line in lines}
-    return markdown(["", *COLUMNS], *([text, *found[name]] for name, text in ROWS.items()))
+    names = ["ours, soft" if column == "ours" else column for column in COLUMNS]
+    return markdown(["", *names], *([text, *found[name]] for name, text in ROWS.items()))
 
 
 def training_minutes():
