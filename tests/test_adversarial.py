@@ -214,7 +214,9 @@ def test_the_second_loss_is_the_weighted_sum_of_three(fabrics):
 
 def test_a_frozen_tokenizer_of_another_form_gets_a_decoder_that_learns(some):
     vqvae = VQVAE(VQVAEConfig(channels=8, code_dim=5)).double().requires_grad_(False)
-    model = stages.train_decoder(dataclasses.replace(DECODER_TINY, fabrics=False), vqvae, some, progress=False)
+    recipe = dataclasses.replace(DECODER_TINY, fabrics=False)
+    model = stages.train_decoder(recipe, vqvae, some, test=some, progress=False)
+    assert model.info["test"]["pictures"] == len(some)
     assert model[0].weight.dtype == torch.float32 and (model[0].weight - vqvae.decoder[0].weight).abs().max() > 1e-3
 
 

@@ -61,13 +61,14 @@ def evaluate_decoder(decoder, vqvae: VQVAE, codes: torch.Tensor, pixels: torch.T
     Returns mse ([0, 1] scale), fid (`frechet_distance` of the critic's features), sharpness (as a share of the
     pictures' own) and pictures. A `FabricDecoder` draws each picture once, with noise of seed 0.
     """
-    codebook, generator, images = vqvae.quantizer.codebook, torch.Generator().manual_seed(0), to_images(pixels)
-    parts = [
-        draw(decoder, vqvae.quantizer.lookup(part.to(codebook.device)), generator) for part in codes.split(batch_size)
-    ]
-    drawn = torch.cat(parts).float().cpu()
-    fid = frechet_distance(*(classify(critic, pictures)[1] for pictures in (drawn, images.cpu())))
-    figures = {"mse": mse(drawn, images.cpu()), "fid": fid, "sharpness": sharpness(drawn) / sharpness(images)}
+    quantizer, weight = vqvae.quantizer, next(decoder.parameters())
+    generator, images, parts = torch.Generator().manual_seed(0), to_images(pixels).cpu(), []
+    for part in codes.split(batch_size):
+        latents = quantizer.lookup(part.to(quantizer.codebook.device)).to(weight)
+        parts.append(draw(decoder, latents, generator).float().cpu())
+    drawn = torch.cat(parts)
+    fid = frechet_distance(*(classify(critic, pictures)[1] for pictures in (drawn, images)))
+    figures = {"mse": mse(drawn, images), "fid": fid, "sharpness": sharpness(drawn) / sharpness(images)}
     return figures | {"pictures": len(images)}
 
 
