@@ -5,8 +5,9 @@
 
 Scored on the 5,000 held-out pictures. No variant trains on them, but the shipped tokenizer, Transformer and critic
 have; the test set is never touched. The recipe was chosen by the Fréchet distance on the critic's features, never the
-judge's. As one variant learns from the critic, a third classifier, of another seed, measures too. Samples are 5,000 of
-the shipped Transformer. Each run is kept in the runs folder, so a script that was killed goes on where it was.
+judge's, and by the sharpness. As one variant learns from the critic, a third classifier, of another seed, measures
+too. Samples are 5,000 of the shipped Transformer. Each run is kept in the runs folder, so a script that was killed
+goes on where it was.
 """
 
 import argparse

@@ -106,7 +106,7 @@ BEST_TRANSFORMER = TransformerRecipe(
 )
 RECIPES = {"original": (ORIGINAL_VQVAE, ORIGINAL_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
 
-# Further decoders for the codes of a tokenizer, chosen by the critic's Fréchet distance on the same 5,000.
+# Further decoders for the codes of a tokenizer, chosen on the same 5,000 by the critic's FID and by sharpness.
 CRISP = DecoderRecipe(
     name="crisp",
     epochs=2,
