@@ -72,6 +72,12 @@ def evaluate_decoder(decoder, vqvae: VQVAE, codes: torch.Tensor, pixels: torch.T
     return figures | {"pictures": len(images)}
 
 
+def mean_nats_per_code(transformer, codes, start, batch_size=500) -> float:
+    """-log p(code | start, codes before it), averaged: (N, 7, 7) int64, N ≥ 1; (N,) classes or (N, S) tokens."""
+    parts = zip(codes.split(batch_size), start.split(batch_size), strict=True)
+    return -torch.cat([code_log_probs(transformer, *part).cpu() for part in parts]).double().mean().item()
+
+
 def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor, batch_size=500) -> dict:
     """How well a Transformer predicts (N, 7, 7) int64 codes, N ≥ 1, given (N,) int64 labels.
 

@@ -137,8 +137,8 @@ def sample(
 
     transformer: used in eval mode, whatever mode it is in. Threads may share it, but not while one of them trains it.
     labels: (N,) int64 classes (`pair.class_numbers` makes them from names); or any (N, S) int64 tokens to start from,
-        for models that were trained with another start than a class, S = 1. Token K + c is class c, and
-        ``vocabulary.end`` any class: guidance puts it in the place of all S.
+        for models that were trained with another start than a class, such as `captions.text_tokens`. Token K + c is
+        class c, and ``vocabulary.end`` any class: guidance puts it in the place of all S.
     temperature: ≥ 0. At 1 the model is sampled as it is, below 1 likely codes are preferred, at 0 the likeliest wins.
     top_k: keep the k likeliest codes at each step, k ≥ 1; None keeps all.
     top_p: in [1e-6, 1]: keep the likeliest codes that together reach this probability; 1 keeps all.
@@ -184,16 +184,21 @@ def sample_parallel(transformer, labels, *, guess=None, prefix=None, generator=N
 
 @torch.no_grad()
 def code_log_probs(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """log p(code | class, codes before it), among the K codes: (B, 7, 7), (B,) int64 -> (B, 49) float, nats, ≤ 0."""
-    vocabulary = transformer.config.vocabulary  # a sequence is class, 49 codes, end
-    tokens = vocabulary.to_sequences(codes, labels).to(transformer.token_embedding.weight.device)
-    with eval_mode(transformer):
-        logits = transformer(tokens[:, :-2])[..., : vocabulary.num_codes]  # in: class and 48 codes; out: 49 codes
-    return widened(logits).log_softmax(-1).gather(-1, tokens[:, 1:-1, None])[..., 0]
+    """log p(code | start, codes before it), among the K codes: (B, 7, 7) int64 -> (B, 49) float, nats, ≤ 0.
+
+    labels: (B,) int64 classes, or (B, S) int64 tokens to start from, as in `sample`.
+    """
+    vocabulary = transformer.config.vocabulary
+    checks.check_codes(codes, vocabulary.num_codes)
+    start = start_tokens(transformer, labels, guidance=1, count=len(codes))
+    codes, S = codes.flatten(1).to(start.device), start.shape[1]
+    with eval_mode(transformer):  # in: the start and 48 codes; out: 49 codes
+        logits = transformer(torch.cat([start, codes[:, :-1]], dim=1))[:, S - 1 :, : vocabulary.num_codes]
+    return widened(logits).log_softmax(-1).gather(-1, codes[..., None])[..., 0]
 
 
 def log_likelihood(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """log p(49 codes | class), without the end token: (B, 7, 7), (B,) int64 -> (B,) float, nats, ≤ 0.
+    """log p(49 codes | start), without the end token: (B, 7, 7), (B,) or (B, S) int64 -> (B,) float, nats, ≤ 0.
 
     Divide by -49 for nats per code, by -ln 2 for bits per picture.
     """
@@ -225,16 +230,16 @@ def noise_for(transformer, n, generator=None):
     return noise.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
 
 
-def start_tokens(transformer, labels, guidance):
+def start_tokens(transformer, labels, guidance, count="N"):
     """What each sequence begins with: (N, S) int64 on the model's device."""
     if not hasattr(transformer, "token_embedding"):  # arguments may be swapped
         raise ValueError(f"transformer must be a Transformer, got {checks.describe(transformer)}")
     vocabulary, start = transformer.config.vocabulary, labels
     if isinstance(labels, torch.Tensor) and labels.ndim == 2:
-        checks.check_tensor("labels", labels, ("N", "S"), torch.int64, 0, vocabulary.end)
+        checks.check_tensor("labels", labels, (count, "S"), torch.int64, 0, vocabulary.size - 1)
         checks.check_whole("the start's length", labels.shape[1], 1, transformer.config.context - CODES_PER_IMAGE + 1)
     else:
-        checks.check_labels(labels, vocabulary.num_classes)
+        checks.check_labels(labels, vocabulary.num_classes, count)
         start = vocabulary.num_codes + labels[:, None]
     recipe = getattr(transformer, "info", {}).get("recipe", {})  # loaded and trained models carry theirs
     if recipe and not recipe.get("drop_class") and (guidance != 1 or (start == vocabulary.end).any()):

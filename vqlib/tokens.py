@@ -21,10 +21,11 @@ SEQUENCE_LENGTH = CODES_PER_IMAGE + 2  # 51
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which token means what: first K codes, then a start token for each class, and last the end token."""
+    """Which token means what: first K codes, then a start token for each class, the end token, and words if any."""
 
     num_codes: int = 64  # K
     num_classes: int = 10
+    num_words: int = 0  # those of captions, see `captions`
 
     @property
     def end(self) -> int:
@@ -33,7 +34,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        return self.end + 1
+        return self.end + 1 + self.num_words
 
     def to_sequences(self, codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Codes and their classes to sequences: (B, 7, 7) int64, (B,) int64 -> (B, 51) int64 tokens.

@@ -24,6 +24,7 @@ _LOCK, _USERS = threading.Lock(), {}  # module that is in training mode -> how m
 class TransformerConfig:
     num_codes: int = 64  # K of the tokenizer
     num_classes: int = 10
+    num_words: int = 0  # tokens for captions, see `captions`
     d_model: int = 256
     n_heads: int = 8
     n_layers: int = 8
@@ -35,13 +36,14 @@ class TransformerConfig:
     def __post_init__(self):
         for name in ("num_codes", "num_classes", "d_model", "n_heads", "n_layers", "context"):
             checks.check_whole(name, getattr(self, name), 1)
+        checks.check_whole("num_words", self.num_words, 0)
         checks.check_number("dropout", self.dropout, 0, 1)
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.num_codes, self.num_classes)
+        return Vocabulary(self.num_codes, self.num_classes, self.num_words)
 
 
 class Cache:

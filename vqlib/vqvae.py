@@ -26,12 +26,19 @@ class VQVAEConfig:
     code_dim: int = 16  # D, the dimensions of a codebook vector
     channels: int = 64  # width at 7×7; half of it at 14×14
     residual_blocks: int = 2  # in the encoder, and again in the decoder
-    quantizer: str = "gradient"  # how the codebook learns: by "gradient" (eq. 3), or as moving averages, "ema" (A.1)
+    # How codes are chosen and learned: the nearest, by "gradient" (eq. 3) or as moving averages, "ema" (A.1); or the
+    # likeliest, by "gumbel", as in DALL·E 1 (`dvae`).
+    quantizer: str = "gradient"
 
     def __post_init__(self):
         for name, least in (("num_codes", 1), ("code_dim", 1), ("channels", 2), ("residual_blocks", 0)):
             checks.check_whole(name, getattr(self, name), least)
-        checks.check_choice("quantizer", self.quantizer, ("gradient", "ema"))
+        checks.check_choice("quantizer", self.quantizer, ("gradient", "ema", "gumbel"))
+
+    @property
+    def latent_dim(self) -> int:
+        """What the encoder gives per cell: a vector, or with "gumbel" a logit for each code."""
+        return self.num_codes if self.quantizer == "gumbel" else self.code_dim
 
 
 class ResidualBlock(nn.Module):
@@ -60,7 +67,7 @@ class Encoder(nn.Sequential):
             nn.Conv2d(c // 2, c, 4, stride=2, padding=1),  # 14 -> 7
             *[ResidualBlock(c) for _ in range(config.residual_blocks)],
             nn.ReLU(),
-            nn.Conv2d(c, config.code_dim, 1),
+            nn.Conv2d(c, config.latent_dim, 1),
         )
 
 
@@ -194,9 +201,13 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig | None = None):
         super().__init__()
         self.config = config or VQVAEConfig()
+        kinds = VectorQuantizer, Decoder
+        if self.config.quantizer == "gumbel":
+            from vqlib.dvae import GumbelQuantizer, LaplaceDecoder  # here, because it builds on this module
+
+            kinds = GumbelQuantizer, LaplaceDecoder
         self.encoder = Encoder(self.config)
-        self.quantizer = VectorQuantizer(self.config)
-        self.decoder = Decoder(self.config)
+        self.quantizer, self.decoder = (kind(self.config) for kind in kinds)
 
     def forward(self, images: torch.Tensor) -> VQVAEOutput:
         """(B, 1, 28, 28) float images in [-1, 1] -> `VQVAEOutput`. Changes nothing in the model, in any mode."""

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     index: torch.Tensor  # (B,) int64
     mine: slice = slice(None)
     generator: torch.Generator | None = None  # the same in all processes
+    done: float = 0.0  # the share of the run's steps that lie behind this one, in [0, 1)
 
     def examples(self):
         return self.index[self.mine]
@@ -58,7 +59,7 @@ def fit(stage, validation=None, path=None, data_id="", progress=True, log_every=
     with resume.run(stage, path, data_id, steps, progress) as run:  # calls model.train()
         for step in range(run.step, steps):
             epoch, at = divmod(step, steps_per_epoch)
-            batch = draw_batch(stage, step, epoch, at)
+            batch = draw_batch(stage, step, epoch, at)._replace(done=step / steps)
             # Usually there is one loss. Adversarial training has two, and as `losses` is a generator, the second is
             # computed after the step on the first.
             for optimizers, loss in zip(run.optimizers, stage.losses(batch), strict=True):

@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from vqlib import checks
+from vqlib import captions, checks
 from vqlib.adversarial import DiscriminatorConfig
 from vqlib.classifier import ClassifierConfig
+from vqlib.contrastive import ContrastiveConfig
 from vqlib.transformer import TransformerConfig
 from vqlib.vqvae import VQVAEConfig
 
@@ -41,6 +42,8 @@ class Recipe:
         fields = {**dataclasses.asdict(self), "betas": list(self.betas)}
         if self.optimizer == "adamw":  # left out, as in files from before there was a choice
             del fields["optimizer"]
+        if fields.get("model", {}).get("num_words") == 0:
+            del fields["model"]["num_words"]
         return fields
 
 
@@ -74,6 +77,41 @@ class DecoderRecipe(Recipe):
         words = "A decoder and its discriminator are trained by plain AdamW"
         checks.check_choice("optimizer", self.optimizer, ("adamw",), words)
         checks.check_choice("weight_decay", self.weight_decay, (0,), words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRecipe(Recipe):
+    model: TransformerConfig = field(default_factory=lambda: TransformerConfig(num_words=captions.NUM_WORDS))
+    drop_caption: float = 0.1  # share of sequences without their caption: for guidance
+    text_weight: float = 1 / 8  # of the text's loss; that of the codes' is the rest of 1
+    withheld: int = 1  # how many words each class never occurs with, see `captions.withheld`
+    turned: int = 3  # one in so many pictures is also shown upside down
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.check_whole("the model's num_words", self.model.num_words, captions.NUM_WORDS, captions.NUM_WORDS)
+        checks.check_whole("withheld", self.withheld, 0, 4)
+        checks.check_whole("turned", self.turned, 1)
+        for name in ("drop_caption", "text_weight"):
+            checks.check_number(name, getattr(self, name), 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveRecipe(Recipe):
+    model: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    withheld: int = 1  # as in `CaptionRecipe`
+    turned: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAERecipe(Recipe):
+    model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(quantizer="gumbel"))
+    kl: float = 1.0  # the final weight of the KL, see `dvae`; 1 is the true evidence lower bound
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.check_number("kl", self.kl, 0)
+        checks.check_choice("the model's quantizer", self.model.quantizer, ("gumbel",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +155,27 @@ CRISP = DecoderRecipe(
 )
 FABRICS = dataclasses.replace(CRISP, name="fabrics", fabrics=True)
 DECODERS = {recipe.name: recipe for recipe in (CRISP, FABRICS)}
+
+# Captions and codes in one stream, in a smaller Transformer; and the pair that chooses among what it draws.
+STREAM = TransformerConfig(
+    num_words=captions.NUM_WORDS, d_model=192, n_heads=6, n_layers=6, context=57, dropout=0.0, qk_norm=True, tied=True
+)
+CAPTIONS = CaptionRecipe(
+    name="captions",
+    epochs=3,
+    batch_size=64,
+    optimizer="muon",
+    learning_rate=3e-3,
+    weight_decay=0.1,
+    betas=(0.9, 0.95),
+    schedule="cosine",
+    warmup_steps=100,
+    model=STREAM,
+)
+CONTRASTIVE = ContrastiveRecipe(name="contrastive", epochs=2, batch_size=128, learning_rate=2e-3, **COSINE)
+
+# The tokenizer of DALL·E 1 itself, with as many codes.
+DVAE = DVAERecipe(name="dvae", epochs=10, batch_size=64, learning_rate=3e-3, **COSINE)
 
 # The judge measures, the critic chooses; SCORE trains a classifier on 10,000 samples, for their accuracy score.
 JUDGE = ClassifierRecipe(

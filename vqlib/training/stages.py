@@ -45,7 +45,7 @@ class Stage:
         return cls.model_class, type(recipe.model)
 
     @staticmethod
-    def examples(dataset, vqvae, progress):
+    def examples(recipe, dataset, vqvae, progress):
         """What is made of a `Dataset` before it is given to the stage."""
         return dataset
 
@@ -165,7 +165,7 @@ class TransformerStage(Stage):
         self.tokens = recipe.model.vocabulary.to_sequences(*pair).to(device)
 
     @staticmethod
-    def examples(dataset, vqvae, progress):
+    def examples(recipe, dataset, vqvae, progress):
         return encode_pixels(vqvae, dataset.pixels, progress=progress), dataset.labels
 
     def hidden(self):
@@ -210,7 +210,7 @@ class DecoderStage(Stage):
         return (FabricDecoder if recipe.fabrics else Decoder), VQVAEConfig
 
     @staticmethod
-    def examples(dataset, vqvae, progress):
+    def examples(recipe, dataset, vqvae, progress):
         return vqvae, encode_pixels(vqvae, dataset.pixels, progress=progress), dataset.pixels
 
     def optimizers(self):
@@ -356,7 +356,7 @@ def _train_alone(stage_class, recipe, datasets, path, device, progress, vqvae):
     if vqvae is not None:
         vqvae = vqvae.to(device)
     shown = progress and distributed.rank() == 0
-    train, validation, test = [d and stage_class.examples(d, vqvae, shown) for d in datasets]
+    train, validation, test = [d and stage_class.examples(recipe, d, vqvae, shown) for d in datasets]
     torch.manual_seed(recipe.seed)
     stage = stage_class(recipe, train, device)
     info["history"] = loop.fit(stage, validation, path, info["data"], progress)
