@@ -166,7 +166,7 @@ def a_stage(**changes):
     recipe = dataclasses.replace(DECODER_TINY, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return vqvae, DecoderStage(recipe, DecoderStage.examples(few, vqvae, progress=False), "cpu")
+        return vqvae, DecoderStage(recipe, DecoderStage.examples(recipe, few, vqvae, progress=False), "cpu")
 
 
 @pytest.mark.parametrize("fabrics", [False, True])

@@ -18,6 +18,7 @@ import vqlib
 from vqlib import checks
 from vqlib.adversarial import FabricDecoder
 from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.contrastive import ContrastiveConfig, ContrastivePair
 from vqlib.files import expand, replace_file
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, Decoder, VQVAEConfig
@@ -202,16 +203,18 @@ def load_vqvae(path=None, *, shipped=False, device="cpu") -> VQVAE:
     return load_model(path or find("vqvae", shipped), VQVAE, VQVAEConfig, device)
 
 
-def load_transformer(path=None, *, shipped=False, vqvae=None, device="cpu") -> Transformer:
+def load_transformer(path=None, *, name="transformer", shipped=False, vqvae=None, device="cpu") -> Transformer:
     """The second stage, looked for as in `load_vqvae`, in eval mode.
 
+    name: "transformer", which writes for a class, or "captions", which writes for a caption.
     vqvae: the tokenizer it must fit, by default the one that `load_vqvae` gives with the same ``shipped``.
     Raises what `load_model` does, and ValueError if the two don't match.
     """
+    checks.check_choice("name", name, ("transformer", "captions"))
     tokenizer = vqvae if vqvae is not None else load_vqvae(shipped=shipped)
     checks.check_kinds(vqvae=(tokenizer, VQVAE))
-    transformer = load_model(path or find("transformer", shipped), Transformer, TransformerConfig, device, tokenizer)
-    check_tokenizer(transformer, tokenizer, "transformer")
+    transformer = load_model(path or find(name, shipped), Transformer, TransformerConfig, device, tokenizer)
+    check_tokenizer(transformer, tokenizer, name)
     return transformer
 
 
@@ -242,6 +245,16 @@ def load_classifier(name="judge", path=None, *, shipped=False, device="cpu") -> 
     """A classifier: the "judge", which measures, or the "critic", which chooses. Looked for as in `load_vqvae`."""
     checks.check_choice("name", name, ("judge", "critic"))
     return load_model(path or find(name, shipped), Classifier, ClassifierConfig, device)
+
+
+def load_dvae(path=None, *, shipped=False, device="cpu") -> VQVAE:
+    """The discrete VAE of notebook 08, looked for as in `load_vqvae`, in eval mode."""
+    return load_model(path or find("dvae", shipped), VQVAE, VQVAEConfig, device)
+
+
+def load_contrastive(path=None, *, shipped=False, device="cpu") -> ContrastivePair:
+    """The pair that says how well a picture fits a caption, looked for as in `load_vqvae`, in eval mode."""
+    return load_model(path or find("contrastive", shipped), ContrastivePair, ContrastiveConfig, device)
 
 
 def find(name, shipped=False):

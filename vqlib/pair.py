@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from vqlib import checkpoints, checks, files, sampling
+from vqlib import captions, checkpoints, checks, files, sampling
 from vqlib.adversarial import draw
 from vqlib.data import CLASS_NAMES, to_pixels
 from vqlib.transformer import Transformer
@@ -30,8 +30,9 @@ class Pair(NamedTuple):
     def generate(self, classes, n: int = 8, *, seed: int = 0, **knobs) -> torch.Tensor:
         """Draw ``n`` pictures of each class: (len(classes) · n, 1, 28, 28) float images in [-1, 1], on the CPU.
 
-        classes: a name or number from `data.CLASS_NAMES`, a sequence of them, or None for pictures of any class. The
-        same seed gives the same pictures. Raises ValueError if a class or a knob is not as described.
+        classes: a name or number from `data.CLASS_NAMES`, a sequence of them, or None for pictures of any class; or of
+        ``load_pair(captions=True)`` a caption of `captions.WORDS`, such as "a bright slim dress", a sequence, or None.
+        The same seed gives the same pictures. Raises ValueError if a class or a knob is not as described.
         """
         checks.check_whole("n", n, 1)
         start = self._start(classes).repeat_interleave(n, 0)
@@ -48,14 +49,16 @@ class Pair(NamedTuple):
         checks.check_whole("n", n, 1)
         prefix, start = self.encode(images).flatten(1)[:, : GRID * rows], self._start(classes)
         checks.check_choice("the number of classes", len(start), (1, len(images)))
-        start = start.expand(len(images), 1).repeat_interleave(n, 0)
+        start = start.expand(len(images), -1).repeat_interleave(n, 0)
         knobs |= {"prefix": prefix.repeat_interleave(n, 0), "generator": seeded(seed)}
         return self.decode(sampling.sample(self.transformer, start, **knobs))
 
-    def _start(self, classes):  # (B, 1) int64 start tokens
+    def _start(self, classes):  # (B, 1) int64 start tokens, or (B, 8) of captions
         vocabulary = self._vocabulary()
         if classes is None:
-            return torch.tensor([[vocabulary.end]], device="cpu")
+            return torch.full((1, captions.TEXT if vocabulary.num_words else 1), vocabulary.end, device="cpu")
+        if vocabulary.num_words:
+            return captions.text_tokens([classes] if isinstance(classes, str) else classes, vocabulary)
         return vocabulary.num_codes + class_numbers(classes, vocabulary.num_classes)[:, None]
 
     def _vocabulary(self):
@@ -80,10 +83,13 @@ class Pair(NamedTuple):
         return self.decode(self.encode(images))
 
     def log_likelihood(self, images, classes) -> torch.Tensor:
-        """log p(codes of the picture | class): (B, 1, 28, 28), a class for each or for all -> (B,) float, nats."""
-        codes, labels = self.encode(images), class_numbers(classes, self._vocabulary().num_classes)
-        labels = labels.expand(len(codes)) if len(labels) == 1 else labels
-        return sampling.log_likelihood(self.transformer, codes, labels).cpu()
+        """log p(codes of the picture | class), a class (or caption) for each or for all, as in `generate`.
+
+        (B, 1, 28, 28) images -> (B,) float, nats.
+        """
+        codes, start = self.encode(images), self._start(classes)
+        start = start.expand(len(codes), -1) if len(start) == 1 else start
+        return sampling.log_likelihood(self.transformer, codes, start).cpu()
 
     @torch.no_grad()
     def fabrics(self, images, n: int = 8, *, seed: int = 0) -> torch.Tensor:
@@ -127,18 +133,22 @@ class Pair(NamedTuple):
         files.replace_file(path, stream.getvalue())
 
 
-def load_pair(folder=None, *, decoder: str = "soft", shipped: bool = False, device="cpu") -> Pair:
+def load_pair(
+    folder=None, *, captions: bool = False, decoder: str = "soft", shipped: bool = False, device="cpu"
+) -> Pair:
     """The pair in ``folder``; else the reader's own, if one has been trained; else the shipped one.
 
     folder: holds vqvae.safetensors and transformer.safetensors. shipped: True skips the reader's own.
+    captions: True takes the Transformer that writes for captions, captions.safetensors, in place of transformer's.
     decoder: what draws the codes: the VQ-VAE's own, which is "soft"; or "crisp" or "fabrics", see `adversarial`. All
         draw the same codes, so the same seed gives the same clothes.
     Raises what `checkpoints.load_vqvae` and `load_transformer` raise, such as when the two don't belong together.
     """
     checks.check_choice("decoder", decoder, ("soft", *checkpoints.DECODERS))
-    first, second, third = (folder and Path(folder, f"{n}.safetensors") for n in ("vqvae", "transformer", decoder))
+    name = "captions" if captions else "transformer"
+    first, second, third = (folder and Path(folder, f"{n}.safetensors") for n in ("vqvae", name, decoder))
     vqvae = checkpoints.load_vqvae(first, shipped=shipped, device=device)
-    pair = Pair(vqvae, checkpoints.load_transformer(second, shipped=shipped, vqvae=vqvae, device=device))
+    pair = Pair(vqvae, checkpoints.load_transformer(second, name=name, shipped=shipped, vqvae=vqvae, device=device))
     if decoder == "soft":
         return pair
     return pair.drawn_by(checkpoints.load_decoder(decoder, third, shipped=shipped, vqvae=vqvae, device=device))

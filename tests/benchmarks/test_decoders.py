@@ -25,7 +25,7 @@ def trained(name):
     if name == "whole tokenizer":
         vqvae.quantizer.codebook.requires_grad_(False)  # as with moving averages
     torch.manual_seed(0)
-    stage = stage_class(recipe, stage_class.examples(pictures(48), vqvae, False), "cpu")
+    stage = stage_class(recipe, stage_class.examples(recipe, pictures(48), vqvae, False), "cpu")
     history = loop.fit(stage, progress=False)
     assert torch.tensor(history["steps"][-1]["loss"]).isfinite()
     return vqvae, stage
@@ -74,7 +74,7 @@ def test_r1_adds_half_the_squared_gradient_of_the_verdict():
 
 
 def a_few():
-    return decoders.DecoderStage.examples(pictures(16), tokenizer(), False)
+    return decoders.DecoderStage.examples(CRISP, pictures(16), tokenizer(), False)
 
 
 def test_the_plane_is_one_weight_of_both_losses():

@@ -4,6 +4,7 @@
     python -m vqlib.training all --recipe original       # by the original recipe
     python -m vqlib.training all --holdout               # for choosing: train on 55,000, score the 5,000 held out
     python -m vqlib.training decoders                    # "crisp" and "fabrics": other decoders for the same codes
+    python -m vqlib.training dalle                       # "dvae", "captions" and "contrastive", of notebook 08
     python -m vqlib.training classifiers                 # the judge and the critic
     torchrun --nproc-per-node 2 -m vqlib.training all    # in two processes
 
@@ -19,9 +20,10 @@ import torch
 
 from vqlib import baselines, checkpoints, commands, data, evaluation, sources
 from vqlib.tokens import Vocabulary, encode_pixels
-from vqlib.training import devices, distributed, recipes, stages
+from vqlib.training import dalle, devices, distributed, recipes, stages
 from vqlib.vqvae import kmeans
 
+DALLE = "dalle", "dvae", "captions", "contrastive"
 STOPPED = "Stopped. What was finished is saved, and the same command goes on from there."
 TRY = """This is a try of some minutes, on 2,000 of the 60,000 pictures. It shows that
 everything runs. Its figures are far from those of all the data, and what such a
@@ -33,7 +35,7 @@ def parse(arguments):
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m vqlib.training", description=__doc__, formatter_class=plain)
     decoders = "decoders", *recipes.DECODERS
-    parser.add_argument("stage", choices=("vqvae", "transformer", "all", *decoders, "classifiers"))
+    parser.add_argument("stage", choices=("vqvae", "transformer", "all", *decoders, *DALLE, "classifiers"))
     chosen = {"choices": tuple(recipes.RECIPES), "type": lambda name: name.replace("ancestor", "original")}  # as in 0.1
     parser.add_argument("--recipe", **chosen, default="best", help="of the shipped weights, or of our starting point")
     parser.add_argument(
@@ -55,6 +57,10 @@ def parse(arguments):
         parser.error(f"there is no mini set of {options.data}: leave --mini out")
     if options.stage == "classifiers" and options.recipe != "best":
         parser.error("the classifiers have one recipe: leave --recipe out")
+    if options.stage in DALLE and options.data != sources.NAMES[0]:
+        parser.error(f"the captions speak of clothes: leave --data {options.data} out")
+    if options.stage in DALLE and options.stage != "captions" and distributed.launched():
+        parser.error("of these only captions can train in several processes: leave torchrun out")
     if options.stage in decoders and distributed.launched():
         parser.error("a decoder and its discriminator train by turns, in one process: leave torchrun out")
     if options.stage == "classifiers" and distributed.launched():
@@ -96,7 +102,11 @@ def train(options):
         run(stages.train_classifier, "critic", recipes.CRITIC)
     if options.stage in ("vqvae", "all"):
         run(stages.train_vqvae, "vqvae", vqvae_recipe)
-    if options.stage not in ("vqvae", "classifiers"):
+    if options.stage in ("dvae", "dalle"):
+        run(dalle.train_dvae, "dvae", recipes.DVAE)
+    if options.stage in ("contrastive", "dalle"):
+        run(dalle.train_contrastive, "contrastive", recipes.CONTRASTIVE)
+    if options.stage not in ("vqvae", "classifiers", "dvae", "contrastive"):
         own = folder / "vqvae.safetensors"
         if folder != checkpoints.runs_folder() and not own.is_file():  # the shipped one won't do
             sys.exit(f"error: this run has no tokenizer, {own}. Train vqvae first, with the same options")
@@ -104,6 +114,8 @@ def train(options):
         distributed.say(f"tokenizer: {vqvae.info['path']}")
     if options.stage in ("transformer", "all"):
         run(stages.train_transformer, "transformer", transformer_recipe, vqvae)
+    if options.stage in ("captions", "dalle"):
+        run(dalle.train_captions, "captions", recipes.CAPTIONS, vqvae)
     for name, recipe in recipes.DECODERS.items():
         if options.stage in ("decoders", name):
             run(stages.train_decoder, name, recipe, vqvae)
@@ -123,19 +135,25 @@ def compare(trained, vqvae, train_set, scored):
             soft = evaluation.evaluate_decoder(*given, checkpoints.load_classifier("critic"))
             for figure, words in (("mse", "MSE, pixels in [0, 1]"), ("fid", "Fréchet distance by the critic")):
                 rows.append((f"{name}: {words}", f"{figures[figure]:.4f}", f"soft {soft[figure]:.4f}", ""))
-        elif name == "vqvae":  # as many bits per picture as its codes take
+        elif name in ("vqvae", "dvae"):  # as many bits per picture as its codes take
             K, images = model.config.num_codes, data.to_images(scored.pixels)
             patches = baselines.patches(data.to_images(train_set.pixels[:2000]))
             dictionary, _ = kmeans(patches, K, generator=torch.Generator().manual_seed(0))
             copies = baselines.thumbnails(images, K), baselines.nearest_patches(images, dictionary)
             mse = [f"{evaluation.mse(copy, images):.4f}" for copy in copies]
             naive = f"thumbnails {mse[0]}", f"patches {mse[1]}"
-            rows.append(("MSE, pixels in [0, 1]", f"{figures['mse']:.4f}", *naive))
+            rows.append((f"{name}: MSE, pixels in [0, 1]", f"{figures['mse']:.4f}", *naive))
         elif name == "transformer":
             K, (codes, others) = vqvae.config.num_codes, (encode_pixels(vqvae, d.pixels) for d in (train_set, scored))
             histogram = baselines.Histogram.fit(codes, train_set.labels, vocabulary=Vocabulary(K))
             naive = f"uniform {math.log(K):.3f}", f"histogram {histogram.nats_per_code(others, scored.labels):.3f}"
             rows.append(("nats per code", f"{figures['nats_per_code']:.3f}", *naive))
+        elif name == "captions":
+            unseen = f"of combinations never seen {figures.get('nats_per_code_unseen', math.nan):.3f}"
+            rows.append(("nats per code, given a caption", f"{figures['nats_per_code']:.3f}", unseen, ""))
+        elif name == "contrastive":
+            chance = f"chance {1 / dalle.CHOICES:.1%}"
+            rows.append(("finds the picture's caption", f"{figures['accuracy']:.1%}", chance, ""))
         else:
             rows.append((f"accuracy of the {name}", f"{figures['accuracy']:.1%}", "chance 10.0%", ""))
     return rows

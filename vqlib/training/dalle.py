@@ -1,6 +1,7 @@
 """The stages of notebook 08: the discrete VAE, captions and codes in one stream, and the pair that chooses by text."""
 
 import dataclasses
+import math
 
 import torch
 from einops import rearrange
@@ -15,6 +16,8 @@ from vqlib.training.recipes import CaptionRecipe, ContrastiveRecipe, DVAERecipe
 from vqlib.training.stages import Stage, VQVAEStage, _train
 from vqlib.transformer import Transformer
 from vqlib.vqvae import GRID, VQVAE
+
+CHOICES = math.prod(map(len, captions.KINDS))  # so many whole captions there are, 180
 
 
 class DVAEStage(VQVAEStage):
@@ -113,6 +116,18 @@ class ContrastiveStage(Stage):
         loss = info_nce(*features, self.model.log_scale.exp())
         self.totals["nats"] += loss.detach() * len(index)
         return loss
+
+    def evaluate(self, examples):
+        """How often a picture's whole caption is the nearest to it of all 180."""
+        pixels, facts = examples
+        choices = torch.cartesian_prod(*(torch.arange(len(kind)) for kind in captions.KINDS))
+        tokens = captions.text_tokens(captions.write_captions(choices), WORDS_ONLY).to(self.device)
+        right = 0
+        with torch.no_grad():
+            for some, said in zip(pixels.split(500), facts.split(500), strict=True):
+                pictures, texts = self.model(data.to_images(some.to(self.device)), tokens)
+                right += (choices[(pictures @ texts.T).argmax(1).cpu()] == said).all(1).sum().item()
+        return {"accuracy": right / len(pixels), "pictures": len(pixels)}
 
 
 def described(dataset, turned):

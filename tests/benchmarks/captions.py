@@ -1,0 +1,191 @@
+"""What the captioned model makes of its captions, seen and unseen (notebook 08): figures for vqlib/weights/captions.json.
+
+    python tests/benchmarks/captions.py seen          # of each of the 180 captions 40 pictures, held against it
+    python tests/benchmarks/captions.py curve         # small models from which more and more combinations are withheld
+    python tests/benchmarks/captions.py choose        # the best of 1, 8, 64 by the contrastive pair
+    python tests/benchmarks/captions.py tokenizers --dvae-model FILE   # VQ-VAE and discrete VAE, copies and samples
+
+--out FILE merges what was measured into it. Nothing is trained but the curve's models. Brightness and size are judged
+by the captions' rules, class and orientation by the judge.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vqlib import captions, checkpoints, data, evaluation, load_pair
+from vqlib.classifier import classify
+from vqlib.contrastive import similarity
+from vqlib.pair import Pair
+from vqlib.tokens import encode_pixels
+from vqlib.training import CAPTIONS, dalle, train_captions
+
+EVERY = torch.cartesian_prod(*(torch.arange(len(kind)) for kind in captions.KINDS))  # the facts of all 180 captions
+KINDS = ("brightness", "size", "orientation", "class")
+SMALL = dataclasses.replace(CAPTIONS, model=dataclasses.replace(CAPTIONS.model, d_model=128, n_heads=4, n_layers=4))
+STEPS = 1200  # of each of the curve's models, of 64 pictures each
+
+
+def drawn(pair, facts, seed=0, batch_size=360, **knobs):
+    """One picture for the whole caption of each row of facts."""
+    texts, images = captions.write_captions(facts), []
+    for at in tqdm(range(0, len(texts), batch_size), desc="drawing"):
+        images.append(pair.generate(texts[at : at + batch_size], 1, seed=seed + at, **knobs))
+    return torch.cat(images)
+
+
+def shares(right, which=slice(None)):
+    """How many pictures are right, in each kind and in all of them."""
+    right = right[which].float()
+    whole = right.prod(1).mean().item()
+    return dict(zip(KINDS, right.mean(0).tolist(), strict=True)) | {"all": whole, "pictures": len(right)}
+
+
+def by_word(right, facts):
+    """The same for each combination that training may not see: {"dark t-shirt": …}."""
+    figures = {}
+    for c, name in enumerate(captions.CLASSES):
+        word = captions.NEVER[c % len(captions.NEVER)]
+        kind, value = captions.fact_of(word)
+        which = (facts[:, 3] == c) & (facts[:, kind] == value)
+        others = (facts[:, 3] == c) & (facts[:, kind] != value)  # the same class, with the words that it does have
+        figures[f"{word} {name}"] = shares(right, which) | {
+            "asked": right[which, kind].float().mean().item(),
+            "asked_elsewhere": right[others, kind].float().mean().item(),
+        }
+    return figures
+
+
+def measure_seen(pair, judge, each=40, **knobs):
+    """Seen and unseen combinations, chance, and the ceiling: real pictures through the tokenizer."""
+    facts = EVERY.repeat(each, 1)
+    right = captions.right(drawn(pair, facts, **knobs), facts, judge)
+    unseen = captions.withheld(facts)
+    chance = {kind: 1 / len(values) for kind, values in zip(KINDS, captions.KINDS, strict=True)}
+    return {
+        "seen": shares(right, ~unseen),
+        "unseen": shares(right, unseen),
+        "chance": chance | {"all": 1 / len(EVERY)},
+        "by_word": by_word(right, facts),
+        "knobs": knobs,
+    }
+
+
+def measure_real(pair, judge, test):
+    pixels, facts = dalle.described(test, 1)
+    copies = evaluation.reconstruct(pair.vqvae, encode_pixels(pair.vqvae, pixels))
+    return {
+        "copies": shares(captions.right(copies, facts, judge)),
+        "pictures": shares(captions.right(data.to_images(pixels), facts, judge)),
+    }
+
+
+def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=40, **knobs):
+    """Small models, all trained for as many steps, that never see 0, 1, 2 or 4 of seven words with each class."""
+    rows = {}
+    total = int((~captions.withheld(dalle.described(train, CAPTIONS.turned)[1], 4)).sum())
+    for name, words, few in [("0", 0, False), ("1", 1, False), ("2", 2, False), ("4", 4, False), ("few", 0, True)]:
+        part = train
+        if few:  # as many pictures as are left with four words withheld, but of all combinations
+            part = train.subset(
+                torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: total * 3 // 4]
+            )
+        size = int((~captions.withheld(dalle.described(part, CAPTIONS.turned)[1], words)).sum())
+        epochs = max(1, round(steps * CAPTIONS.batch_size / size))
+        recipe = dataclasses.replace(SMALL, withheld=words, epochs=epochs)
+        path = folder / f"curve-{name}.safetensors"
+        model = train_captions(recipe, vqvae, part, path=path)
+        facts = EVERY.repeat(each, 1)
+        right = captions.right(drawn(Pair(vqvae, model), facts, **knobs), facts, judge)
+        unseen = captions.withheld(facts, words)
+        first = captions.withheld(facts, 1)
+        rows[name] = {
+            "withheld": words / len(captions.NEVER),
+            "examples": size,
+            "steps": model.info["history"]["steps"][-1]["step"],
+            "seen": shares(right, ~unseen),
+            "unseen": shares(right, unseen) if words else None,
+            "unseen_asked": asked(right, facts, words),
+            "first": shares(right, first),
+            "first_asked": asked(right, facts, 1),
+        }
+        print(name, rows[name], flush=True)
+    return rows
+
+
+def asked(right, facts, words):
+    """Of pictures whose combination is withheld: how often the very word that training never saw there is right."""
+    hits = []
+    for c in range(len(captions.CLASSES)):
+        for i in range(words):
+            kind, value = captions.fact_of(captions.NEVER[(c + i) % len(captions.NEVER)])
+            hits.append(right[(facts[:, 3] == c) & (facts[:, kind] == value), kind].float())
+    return torch.cat(hits).mean().item() if hits else None
+
+
+def measure_choice(pair, model, judge, candidates=(1, 8, 64), **knobs):
+    """The best of 1, 8, 64 candidates, for each of the 180 captions: four of them each, for 1 and 8 more."""
+    rows, n = {}, max(candidates)
+    facts = EVERY.repeat_interleave(n, 0)
+    images = drawn(pair, facts, batch_size=320, **knobs)
+    right = captions.right(images, facts, judge)
+    scores = similarity(model, images, captions.write_captions(facts))
+    features = classify(judge, images)[1]
+    for k in candidates:
+        best = scores.reshape(-1, k).argmax(1) + torch.arange(0, len(scores), k)
+        unseen = captions.withheld(facts[best])
+        ours = features[best]
+        rows[str(k)] = {
+            "seen": shares(right[best], ~unseen),
+            "unseen": shares(right[best], unseen),
+            "similarity": scores[best].mean().item(),
+            "spread": ours.var(0).sum().item(),
+        }
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("seen", "curve", "choose", "tokenizers"))
+    parser.add_argument("--model", help="the captioned model, by default the shipped one")
+    parser.add_argument("--contrastive", help="by default the shipped one")
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="where the curve's models go")
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--decoder", default="soft")
+    parser.add_argument("--judge", default="judge", choices=("judge", "critic"), help="the critic, to choose knobs by")
+    parser.add_argument("--out", type=Path, help="merge the figures into this file")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+    knobs = {"temperature": options.temperature, "guidance": options.guidance}
+    judge = checkpoints.load_classifier(options.judge, shipped=True)
+    soft = load_pair(shipped=True)
+    if options.decoder != "soft":
+        soft = soft.drawn_by(checkpoints.load_decoder(options.decoder, shipped=True, vqvae=soft.vqvae))
+    pair = None
+    if options.what != "curve":
+        tokenizer = load_pair(shipped=True).vqvae
+        pair = soft._replace(
+            transformer=checkpoints.load_transformer(options.model, name="captions", shipped=True, vqvae=tokenizer)
+        )
+    if options.what == "seen":
+        figures = measure_seen(pair, judge, **knobs) | {"real": measure_real(pair, judge, data.load("test"))}
+    elif options.what == "curve":
+        options.folder.mkdir(parents=True, exist_ok=True)
+        figures = measure_curve(data.load("train"), soft.vqvae, judge, options.folder, **knobs)
+    elif options.what == "choose":
+        model = checkpoints.load_contrastive(options.contrastive, shipped=True)
+        figures = measure_choice(pair, model, judge, **knobs)
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
+        options.out.write_text(json.dumps(kept | {options.what: figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
