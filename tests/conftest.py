@@ -14,11 +14,23 @@ import torch
 from einops import rearrange
 from hypothesis import settings
 
-from vqlib import data
+from vqlib import captions, data
 from vqlib.adversarial import DiscriminatorConfig
 from vqlib.classifier import ClassifierConfig
+from vqlib.contrastive import ContrastiveConfig
 from vqlib.pair import Pair
-from vqlib.training import ClassifierRecipe, DecoderRecipe, TransformerRecipe, VQVAERecipe, loop, stages
+from vqlib.training import (
+    CaptionRecipe,
+    ClassifierRecipe,
+    ContrastiveRecipe,
+    DecoderRecipe,
+    DVAERecipe,
+    TransformerRecipe,
+    VQVAERecipe,
+    dalle,
+    loop,
+    stages,
+)
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VQVAEConfig
 
@@ -115,8 +127,8 @@ def lively_transformer(qk_norm=False, **config):
 
 # --- tiny runs -------------------------------------------------------------------------------------------------------
 
-# Two epochs of six steps on 90 pictures, the last batch of 10. All that can be random in a run is random in EMA_TINY or
-# TRANSFORMER_TINY.
+# Two epochs of six steps on 90 pictures, the last batch of 10 (of 6 where pictures are withheld and turned). All that
+# can be random in a run is random in EMA_TINY, TRANSFORMER_TINY or one of notebook 8's.
 QUICK = {"name": "tiny", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "mixed_precision": False}
 STEPS = 12
 VQVAE_TINY = VQVAERecipe(**QUICK, model=VQVAEConfig(channels=8))
@@ -142,8 +154,19 @@ DECODER_TINY = DecoderRecipe(
     **QUICK, schedule="cosine", fabrics=True, discriminator=DiscriminatorConfig(channels=8), betas=(0.5, 0.99)
 )
 CLASSIFIER_TINY = ClassifierRecipe(**QUICK, schedule="cosine", model=ClassifierConfig(channels=4, features=16))
+DVAE_TINY = DVAERecipe(**QUICK, schedule="cosine", model=VQVAEConfig(channels=8, num_codes=16, quantizer="gumbel"))
+CAPTION_TINY = CaptionRecipe(
+    **QUICK,
+    schedule="cosine",
+    optimizer="muon",
+    weight_decay=0.1,
+    drop_caption=0.3,
+    model=TransformerConfig(d_model=16, n_heads=2, n_layers=1, num_words=captions.NUM_WORDS, context=57),
+)
+CONTRASTIVE_TINY = ContrastiveRecipe(**QUICK, schedule="cosine", model=ContrastiveConfig(channels=4, features=8))
 TINY = {"vqvae": VQVAE_TINY, "ema": EMA_TINY, "transformer": TRANSFORMER_TINY}
 TINY |= {"decoder": DECODER_TINY, "classifier": CLASSIFIER_TINY}
+TINY |= {"dvae": DVAE_TINY, "captions": CAPTION_TINY, "contrastive": CONTRASTIVE_TINY}
 
 
 def pictures(n=90):
@@ -156,14 +179,22 @@ def some():
 
 
 def run(recipe, dataset, path=None, **options):
-    """Train by this recipe, whichever stage it is of; a Transformer or a decoder on the codes of `tokenizer`."""
+    """Train by this recipe, whichever stage it is of, on the codes of `tokenizer` if it needs one."""
     options = {"path": path, "device": "cpu", "progress": False, **options}
-    if isinstance(recipe, TransformerRecipe):
-        return stages.train_transformer(recipe, tokenizer(), dataset, **options)
-    if isinstance(recipe, DecoderRecipe):
-        return stages.train_decoder(recipe, tokenizer(), dataset, **options)
-    train_stage = stages.train_vqvae if isinstance(recipe, VQVAERecipe) else stages.train_classifier
-    return train_stage(recipe, dataset, **options)
+    of_codes = {
+        TransformerRecipe: stages.train_transformer,
+        DecoderRecipe: stages.train_decoder,
+        CaptionRecipe: dalle.train_captions,
+    }
+    of_pictures = {
+        VQVAERecipe: stages.train_vqvae,
+        ClassifierRecipe: stages.train_classifier,
+        DVAERecipe: dalle.train_dvae,
+        ContrastiveRecipe: dalle.train_contrastive,
+    }
+    if type(recipe) in of_codes:
+        return of_codes[type(recipe)](recipe, tokenizer(), dataset, **options)
+    return of_pictures[type(recipe)](recipe, dataset, **options)
 
 
 def tokenizer():
