@@ -60,7 +60,8 @@ def measure(pixels: torch.Tensor) -> torch.Tensor:
 
 def limits(dataset: Dataset) -> torch.Tensor:
     """What `LIMITS` holds, from a training set: (10 classes, brightness and size, 2 limits) int64."""
-    measured, thirds = measure(dataset.pixels), torch.tensor([1 / 3, 2 / 3])
+    measured = measure(dataset.pixels)
+    thirds = measured.new_tensor([1 / 3, 2 / 3])
     rows = [measured[dataset.labels == c].quantile(thirds, 0).T.round() for c in range(len(CLASSES))]
     return torch.stack(rows).long()
 
@@ -76,7 +77,7 @@ def withheld(facts: torch.Tensor, words: int = 1) -> torch.Tensor:
 
     words: how many of `NEVER` a class goes without, 0…4. With 4 some of each kind is still left.
     """
-    never = torch.zeros(len(facts), dtype=torch.bool)
+    never = torch.zeros_like(facts[:, 0], dtype=torch.bool)
     for c in range(len(CLASSES)):
         for word in [NEVER[(c + i) % len(NEVER)] for i in range(words)]:
             kind, value = fact_of(word)
@@ -95,7 +96,9 @@ def write_captions(facts: torch.Tensor, generator: torch.Generator | None = None
     Brightness and size are left out a quarter of the time each, class and "upside-down" never. Without a generator
     everything is said, in the first form: "a dark slim dress".
     """
-    dice = torch.ones(len(facts), 4) if generator is None else torch.rand(len(facts), 4, generator=generator)
+    dice = torch.ones(len(facts), 4, device="cpu")
+    if generator is not None:
+        dice = torch.rand(len(facts), 4, generator=generator, dtype=torch.float32, device="cpu")
     captions = []
     for (brightness, size, turned, label), (a, b, order, form) in zip(facts.tolist(), dice.tolist(), strict=True):
         words = [BRIGHTNESS[brightness]] * (a > 1 / 4) + [SIZE[size]] * (b > 1 / 4)
@@ -126,7 +129,7 @@ def read_captions(captions: Sequence[str]) -> torch.Tensor:
         said = [{fact[1] for word in split(caption) if (fact := fact_of(word)) and fact[0] == k} for k in range(4)]
         said[2] = said[2] or {0}
         facts.append([values.pop() if len(values) == 1 else -1 for values in said])
-    return torch.tensor(facts, dtype=torch.int64).reshape(-1, 4)
+    return torch.tensor(facts, dtype=torch.int64, device="cpu").reshape(-1, 4)
 
 
 def text_tokens(captions: Sequence[str], vocabulary: Vocabulary) -> torch.Tensor:
@@ -137,7 +140,7 @@ def text_tokens(captions: Sequence[str], vocabulary: Vocabulary) -> torch.Tensor
     rows = []
     for words in map(split, captions):
         rows.append([*map(WORDS.index, words), *range(len(WORDS) + len(words), NUM_WORDS)])
-    return vocabulary.end + 1 + torch.tensor(rows, dtype=torch.int64).reshape(-1, TEXT)
+    return vocabulary.end + 1 + torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, TEXT)
 
 
 def stream_loss(logits: torch.Tensor, tokens: torch.Tensor, vocabulary: Vocabulary) -> tuple[torch.Tensor, ...]:
