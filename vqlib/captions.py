@@ -93,15 +93,15 @@ def fact_of(word):
 def write_captions(facts: torch.Tensor, generator: torch.Generator | None = None) -> list[str]:
     """A caption for each row of facts, (N, 4) int64, in one of two forms: "a slim dress", "dress, dark and slim".
 
-    Brightness and size are left out a quarter of the time each, class and "upside-down" never. Without a generator
-    everything is said, in the first form: "a dark slim dress".
+    Brightness and size are left out a quarter of the time each, and where they are -1; class and "upside-down" never.
+    Without a generator everything is said, in the first form: "a dark slim dress".
     """
     dice = torch.ones(len(facts), 4, device="cpu")
     if generator is not None:
         dice = torch.rand(len(facts), 4, generator=generator, dtype=torch.float32, device="cpu")
     captions = []
     for (brightness, size, turned, label), (a, b, order, form) in zip(facts.tolist(), dice.tolist(), strict=True):
-        words = [BRIGHTNESS[brightness]] * (a > 1 / 4) + [SIZE[size]] * (b > 1 / 4)
+        words = [BRIGHTNESS[brightness]] * (a > 1 / 4 and brightness >= 0) + [SIZE[size]] * (b > 1 / 4 and size >= 0)
         words = (words if order > 1 / 2 else words[::-1]) + [TURNED[1]] * turned
         if words and form < 1 / 3:
             captions.append(f"{CLASSES[label]}, {' and '.join(words)}")
@@ -162,12 +162,13 @@ def right(images: torch.Tensor, facts: torch.Tensor, judge: Classifier) -> torch
 
     Brightness and size by the rules, for the class that was asked for; the class by the judge, who sees what should be
     upside down turned back; the orientation too, by which way round the judge finds the class likelier. What wasn't
-    asked for (-1) is right.
+    asked for (-1) is right; without a class, the other kinds go by the one that the judge sees.
     """
     turned = facts[:, 2] == 1
     back = torch.where(turned[:, None, None, None], images.flip(2), images)
     as_asked, wrong_way = (classify(judge, way)[0] for way in (back, back.flip(2)))
-    surer = (as_asked > wrong_way).gather(1, facts[:, 3:])[:, 0]
-    found = facts_of(to_pixels(back), facts[:, 3])
+    label = torch.where(facts[:, 3] < 0, as_asked.argmax(1), facts[:, 3])
+    surer = (as_asked > wrong_way).gather(1, label[:, None])[:, 0]
+    found = facts_of(to_pixels(back), label)
     found[:, 2], found[:, 3] = torch.where(surer, facts[:, 2], 1 - facts[:, 2]), as_asked.argmax(1)
     return (found == facts) | (facts < 0)
