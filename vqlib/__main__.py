@@ -22,7 +22,7 @@ def are_classes(given):
         if len(given) > 1 and not any(" " in one for one in given):
             raise ValueError(f"{error}. A caption stands in quotes: 'a bright slim dress'") from error
         try:
-            captions.text_tokens(given)
+            captions.read_captions(given)
         except ValueError as worse:
             raise ValueError(f"{error}. Or {worse}") from error
         return False
