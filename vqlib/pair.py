@@ -58,7 +58,7 @@ class Pair(NamedTuple):
         if classes is None:
             return torch.full((1, captions.TEXT if vocabulary.num_words else 1), vocabulary.end, device="cpu")
         if vocabulary.num_words:
-            return captions.text_tokens([classes] if isinstance(classes, str) else classes, vocabulary)
+            return captions.text_tokens(one_or_more(classes), vocabulary)
         return vocabulary.num_codes + class_numbers(classes, vocabulary.num_classes)[:, None]
 
     def _vocabulary(self):
@@ -156,16 +156,21 @@ def load_pair(
 
 def class_numbers(classes: str | int | Sequence, num_classes: int = 10) -> torch.Tensor:
     """Names or numbers of classes, one or a sequence of them, as (B,) int64 labels. Raises ValueError for others."""
-    one = isinstance(classes, str) or not hasattr(classes, "__iter__") or getattr(classes, "ndim", 1) == 0
     known = {name.lower(): label for label, name in enumerate(CLASS_NAMES)} | {str(i): i for i in range(num_classes)}
     numbers = []
-    for given in [classes] if one else classes:
+    for given in one_or_more(classes):
         word = str(given.item() if getattr(given, "ndim", None) == 0 else given).strip().lower()
         if word not in known:
             names = ", ".join(f"{label} {name}" for label, name in enumerate(CLASS_NAMES))
             raise ValueError(f"a class must be a name or a number of these: {names}; got {given!r}")
         numbers.append(known[word])
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
+def one_or_more(given):
+    """What was given, if it is a sequence, or a list of it alone."""
+    one = isinstance(given, str) or not hasattr(given, "__iter__") or getattr(given, "ndim", 1) == 0
+    return [given] if one else given
 
 
 def seeded(seed):
