@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import environment, lively_transformer, same_weights, seeded
+from conftest import CAPTION_TINY, environment, lively_transformer, run, same_weights, seeded, tokenizer
 from einops import rearrange
 from PIL import Image
 
 import vqlib
-from vqlib import checkpoints, data, sampling
+from vqlib import captions, checkpoints, data, sampling
 from vqlib.__main__ import main
 from vqlib.pair import Pair
 from vqlib.vqvae import VQVAE, VQVAEConfig
@@ -40,10 +40,17 @@ def asked(monkeypatch):
     return labels
 
 
+@pytest.fixture
+def captioned(vqvae):
+    """A pair that writes for captions, in float64."""
+    return Pair(vqvae, lively_transformer(num_words=captions.NUM_WORDS))
+
+
 def save(pair, folder):
+    name = "captions" if pair.transformer.config.num_words else "transformer"
     checkpoints.save_model(folder / "vqvae.safetensors", pair.vqvae)
     tokenizer = checkpoints.tokenizer_id(pair.vqvae)
-    checkpoints.save_model(folder / "transformer.safetensors", pair.transformer, tokenizer=tokenizer)
+    checkpoints.save_model(folder / f"{name}.safetensors", pair.transformer, tokenizer=tokenizer)
     return folder
 
 
@@ -228,6 +235,86 @@ def test_a_pair_unpacks_the_tokenizer_first(pair):
     assert vqvae is pair.vqvae and transformer is pair.transformer
 
 
+# --- for captions ----------------------------------------------------------------------------------------------------
+
+DRESS, BAG = "a bright slim dress", "bag, upside-down"
+
+
+def starts(pair, *texts):
+    return captions.text_tokens(texts, pair.transformer.config.vocabulary)
+
+
+@pytest.mark.parametrize(
+    "given, texts",
+    [(DRESS, [DRESS]), ([DRESS, BAG], [DRESS, BAG]), ((text for text in (BAG,)), [BAG]), ("Boot", ["boot"]), ([], [])],
+    ids=["one", "several", "any sequence", "capital", "none"],
+)
+def test_a_caption_is_drawn_from_its_tokens(captioned, decoded, given, texts):
+    images = captioned.generate(given, n=2, seed=3, guidance=2.0, top_k=20)
+    assert is_images(images, 2 * len(texts)) if texts else images.shape == (0, 1, 28, 28)
+    tokens = starts(captioned, *texts).repeat_interleave(2, 0)
+    expected = sampling.sample(captioned.transformer, tokens, generator=seeded(3), guidance=2.0, top_k=20)
+    assert torch.equal(decoded[0], expected)
+
+
+def test_none_is_any_caption(captioned, decoded):
+    assert is_images(captioned.generate(None, n=3), 3)
+    expected = sampling.sample(captioned.transformer, torch.full((3, 8), 74), generator=seeded(0))
+    assert torch.equal(decoded[0], expected)
+
+
+def test_a_caption_is_completed_and_scored(captioned, images, decoded):
+    codes = captioned.encode(images[:2])
+    assert is_images(captioned.complete(images[:2], [DRESS, BAG], rows=3, n=2, seed=1), 4)
+    prefix, tokens = codes.flatten(1)[:, :21].repeat_interleave(2, 0), starts(captioned, DRESS, DRESS, BAG, BAG)
+    expected = sampling.sample(captioned.transformer, tokens, prefix=prefix, generator=seeded(1))
+    assert torch.equal(decoded[0], expected)
+    assert is_images(captioned.complete(images[:2], DRESS), 2) and is_images(captioned.complete(images[:2]), 2)
+    nats = captioned.log_likelihood(images[:2], [DRESS, BAG])
+    expected = sampling.log_likelihood(captioned.transformer, codes, starts(captioned, DRESS, BAG))
+    assert torch.equal(nats, expected) and not nats.requires_grad
+    of_both = captioned.log_likelihood(images[:2], DRESS)
+    assert torch.equal(of_both, captioned.log_likelihood(images[:2], [DRESS, DRESS]))
+    for use in (captioned.complete, captioned.log_likelihood):
+        with pytest.raises(ValueError, match="classes|labels"):
+            use(images, [DRESS, BAG])
+
+
+@pytest.mark.parametrize("wrong", ["a blue dress", "Ankle boot", "", 3, [3], [DRESS, None], torch.tensor(3)], ids=repr)
+def test_what_is_no_caption_is_refused_with_a_list_of_the_words(captioned, images, wrong):
+    pair = captioned
+    for use in (pair.generate, lambda c: pair.complete(images, c), lambda c: pair.log_likelihood(images, c)):
+        with pytest.raises(ValueError, match="caption.*dark.*slim.*upside-down.*trouser"):
+            use(wrong)
+
+
+def test_a_pair_for_captions_is_one_of_its_own(pair, captioned, tmp_path):
+    save(pair, tmp_path)
+    with pytest.raises(FileNotFoundError, match="captions.safetensors"):
+        vqlib.load_pair(tmp_path, captions=True)
+    save(captioned, tmp_path)
+    loaded = vqlib.load_pair(tmp_path, captions=True)
+    assert Path(loaded.transformer.info["path"]).name == "captions.safetensors"
+    assert same_weights(loaded.transformer, captioned.transformer.float())
+    expected = Pair(pair.vqvae.float(), captioned.transformer).generate(DRESS, n=2)
+    assert torch.equal(loaded.generate(DRESS, n=2), expected)
+    assert same_weights(vqlib.load_pair(tmp_path).transformer, pair.transformer.float())
+
+
+def test_a_captioned_model_of_another_tokenizer_is_refused(captioned, tmp_path):
+    save(captioned, tmp_path)
+    checkpoints.save_model(tmp_path / "vqvae.safetensors", tokenizer())
+    with pytest.raises(ValueError, match="another tokenizer.*training captions"):
+        vqlib.load_pair(tmp_path, captions=True)
+
+
+def test_a_trained_run_is_a_pair_that_knows_guidance(some, tmp_path):
+    checkpoints.save_model(tmp_path / "vqvae.safetensors", tokenizer())
+    run(CAPTION_TINY, some, tmp_path / "captions.safetensors")
+    pair = vqlib.load_pair(tmp_path, captions=True)
+    assert is_images(pair.generate(DRESS, n=2, guidance=2.0), 2) and is_images(pair.generate(None, n=2), 2)
+
+
 # --- PNG -------------------------------------------------------------------------------------------------------------
 
 
@@ -336,7 +423,7 @@ def test_a_process_of_its_own_draws_with_the_shipped_pair(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     check_boots(tmp_path, run.stdout)
-    wrong = [*command[:4], "Boot", *command[5:]]
+    wrong = [*command[:4], "Hat", *command[5:]]
     run = subprocess.run(wrong, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert run.returncode == 1 and "Ankle boot" in run.stderr and "Traceback" not in run.stderr
 
@@ -360,6 +447,14 @@ def test_the_command_draws_with_the_decoder_asked_for(tmp_path):
     assert torch.equal(shown(tmp_path / "out.png"), data.to_pixels(expected))
 
 
+@pytest.mark.parametrize("texts", [["Boot"], [DRESS, "bag", BAG]], ids=["a word", "several"])
+def test_the_command_draws_for_captions(captioned, tmp_path, texts):
+    save(captioned, checkpoints.runs_folder())
+    main(["generate", *texts, "--n", "2", "--guidance", "2", "--out", str(tmp_path / "out.png")])
+    expected = vqlib.load_pair(captions=True).generate(texts, 2, guidance=2.0)
+    assert torch.equal(shown(tmp_path / "out.png"), data.to_pixels(expected))
+
+
 def test_without_options_it_is_eight_of_the_readers_own(pair, tmp_path, monkeypatch, capsys):
     save(pair, checkpoints.runs_folder())
     monkeypatch.chdir(tmp_path)
@@ -371,7 +466,11 @@ def test_without_options_it_is_eight_of_the_readers_own(pair, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["Boot"], data.CLASS_NAMES),
+        (["Hat"], (*data.CLASS_NAMES, *captions.WORDS)),
+        (["a blue dress"], (*data.CLASS_NAMES, *captions.WORDS)),
+        (["a", "bright", "dress"], ("'a bright slim dress'", "quotes")),
+        (["Bag", "boot"], ("'boot'", "Ankle boot", "quotes")),
+        (["Ankle boot", "a dark boot"], ("'Ankle boot'", "'a dark boot'")),
         (["Bag", "--n", "0"], ["n must"]),
         (["Bag", "--temperature", "nan"], ["temperature must"]),
         (["Bag", "--run", "nowhere"], ["nowhere"]),
