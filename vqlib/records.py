@@ -36,6 +36,14 @@ def load_decoders() -> dict:
     return _load("decoders.json")
 
 
+def load_captions() -> dict:
+    """What the captioned model makes of captions, seen together or not: {"seen", "curve", "choose", "tokenizers"}.
+
+    Written by ``tests/benchmarks/captions.py``, whose functions say what each holds.
+    """
+    return _load("captions.json")
+
+
 def load_optimizers() -> dict:
     """How AdamW and Muon train the Transformer in equally many steps: {name: {"validation", "seconds", "steps"}}.
 

@@ -1,12 +1,12 @@
-"""What the captioned model makes of its captions, seen and unseen (notebook 08): figures for vqlib/weights/captions.json.
+"""What the captioned model makes of captions whose words it has seen together, and of others (notebook 08).
 
-    python tests/benchmarks/captions.py seen          # of each of the 180 captions 40 pictures, held against it
-    python tests/benchmarks/captions.py curve         # small models from which more and more combinations are withheld
-    python tests/benchmarks/captions.py choose        # the best of 1, 8, 64 by the contrastive pair
-    python tests/benchmarks/captions.py tokenizers --dvae-model FILE   # VQ-VAE and discrete VAE, copies and samples
+    python tests/benchmarks/captions.py seen        # 40 pictures for each of the 180 captions, held against it
+    python tests/benchmarks/captions.py curve       # small models, from which more and more combinations are withheld
+    python tests/benchmarks/captions.py choose      # the best of 1, 8, 64 by the contrastive pair
+    python tests/benchmarks/captions.py tokenizers --dvae-model FILE    # VQ-VAE and discrete VAE: copies and samples
 
---out FILE merges what was measured into it. Nothing is trained but the curve's models. Brightness and size are judged
-by the captions' rules, class and orientation by the judge.
+--out FILE merges what was measured into it, as vqlib/weights/captions.json was made. Only "curve" trains. Brightness
+and size are judged by the captions' rules, class and orientation by the judge.
 """
 
 import argparse
@@ -149,11 +149,30 @@ def measure_choice(pair, model, judge, candidates=(1, 8, 64), **knobs):
     return rows
 
 
+def measure_tokenizers(test, judge, tokenizers):
+    """Copies of the test set, and as many samples for its captions, by {name: (pair, folder of knobs)}."""
+    images, facts = data.to_images(test.pixels), captions.facts_of(test.pixels, test.labels)
+    real, rows = classify(judge, images)[1], {}
+    for name, pair in tokenizers.items():
+        copies = evaluation.reconstruct(pair.vqvae, encode_pixels(pair.vqvae, test.pixels))
+        row = evaluation.evaluate_vqvae(pair.vqvae, test)
+        row["fid_copies"] = evaluation.frechet_distance(classify(judge, copies)[1], real)
+        for T in (0.8, 1.0):
+            samples = drawn(pair, facts, temperature=T)
+            row[f"fid_samples_{T:g}"] = evaluation.frechet_distance(classify(judge, samples)[1], real)
+            row[f"right_{T:g}"] = shares(captions.right(samples, facts, judge))
+        rows[name] = row
+        print(name, row, flush=True)
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("seen", "curve", "choose", "tokenizers"))
     parser.add_argument("--model", help="the captioned model, by default the shipped one")
     parser.add_argument("--contrastive", help="by default the shipped one")
+    parser.add_argument("--dvae-model", help="a captioned model of the discrete VAE's codes")
+    parser.add_argument("--dvae", help="the discrete VAE, by default the shipped one")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="where the curve's models go")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--guidance", type=float, default=1.0)
@@ -181,6 +200,14 @@ def main():
     elif options.what == "choose":
         model = checkpoints.load_contrastive(options.contrastive, shipped=True)
         figures = measure_choice(pair, model, judge, **knobs)
+    elif options.what == "tokenizers":
+        crisp = pair.drawn_by(checkpoints.load_decoder("crisp", shipped=True, vqvae=pair.vqvae))
+        tokenizers = {"vqvae": pair, "vqvae, crisp": crisp}
+        if options.dvae_model:
+            vqvae = checkpoints.load_dvae(options.dvae, shipped=True)
+            model = checkpoints.load_transformer(options.dvae_model, name="captions", vqvae=vqvae)
+            tokenizers["dvae"] = Pair(vqvae, model)
+        figures = measure_tokenizers(data.load("test"), judge, tokenizers)
     print(json.dumps(figures, indent=1))
     if options.out:
         kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
