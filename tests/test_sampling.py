@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vqlib import checkpoints, sampling, stepper
+from vqlib import captions, checkpoints, sampling, stepper
 from vqlib.sampling import code_log_probs, filter_logits, gumbel_noise, log_likelihood, sample, sample_parallel
 from vqlib.tokens import Vocabulary
 from vqlib.transformer import Transformer
@@ -446,6 +446,71 @@ def test_any_class_is_refused_if_it_was_never_learned(transformer):
     assert sample(transformer, LABELS, guidance=1).shape == (7, 7, 7)
     transformer.info = {"recipe": {"name": "best", "drop_class": 0.1}}
     assert sample(transformer, LABELS, guidance=2.0).shape == sample(transformer, ANY_CLASS).shape == (7, 7, 7)
+
+
+# --- a caption as the start ------------------------------------------------------------------------------------------
+
+CAPTIONED = lively_transformer(num_words=captions.NUM_WORDS)
+CAPTIONS = ["boot", "a bright slim dress", "shirt, wide and dark and upside-down", "a bag"]
+TOKENS = captions.text_tokens(CAPTIONS, CAPTIONED.config.vocabulary)
+
+
+@pytest.mark.parametrize("length, knobs", [(0, {}), (0, {"guidance": 2.0}), (21, {"guidance": 0.5, "top_k": 20})])
+@torch.no_grad()
+def test_for_captions_the_pictures_are_those_of_a_slow_loop(length, knobs):
+    """With guidance the end token stands in the place of all eight; in parallel the codes are the same."""
+    prefix = some_codes(9, 4, length)
+    expected = slow_sample(CAPTIONED, TOKENS, gumbel_noise(4, generator=seeded(2)), prefix, **knobs)
+    for draw in (sample, sample_parallel):
+        codes = draw(CAPTIONED, TOKENS, prefix=prefix, generator=seeded(2), **knobs)
+        assert torch.equal(codes.flatten(1), expected)
+
+
+def test_a_caption_alone_is_drawn_and_scored_as_beside_longer_ones():
+    codes = sample(CAPTIONED, TOKENS, generator=seeded())
+    nats, generator = log_likelihood(CAPTIONED, codes, TOKENS), seeded()
+    for i, text in enumerate(CAPTIONS):
+        start = captions.text_tokens([text], CAPTIONED.config.vocabulary)
+        assert torch.equal(sample(CAPTIONED, start, generator=generator), codes[i : i + 1])
+        assert log_likelihood(CAPTIONED, codes[i : i + 1], start).item() == pytest.approx(nats[i].item(), abs=1e-9)
+    assert not torch.equal(codes, sample(CAPTIONED, TOKENS.roll(1, 0), generator=seeded()))  # captions matter
+
+
+@torch.no_grad()
+def test_the_likelihood_given_a_caption_is_summed_over_positions():
+    codes = some_codes(3, 4, 7, 7)
+    nats = torch.zeros(4, dtype=torch.float64)
+    for i, t in itertools.product(range(4), range(49)):
+        seen = torch.cat([TOKENS[i], codes[i].flatten()[:t]])
+        nats[i] += CAPTIONED(seen[None])[0, -1, :64].log_softmax(0)[codes[i].flatten()[t]]
+    assert (log_likelihood(CAPTIONED, codes, TOKENS) - nats).abs().max() < 1e-9
+
+
+@torch.no_grad()
+def test_words_are_never_drawn_however_likely_they_are():
+    model = lively_transformer(num_words=captions.NUM_WORDS)
+    model.norm.weight.data.fill_(1.0)
+    model.norm.bias.data.fill_(10.0)
+    model.head.weight.data[:64] -= model.head.weight.data[:64].mean(1, keepdim=True)  # these don't see the bias
+    model.head.weight.data[75:] = 1.0  # the words' logits are 320 at every position
+    for draw in (sample, sample_parallel):
+        codes = draw(model, TOKENS, temperature=1.0, guidance=2.0, generator=seeded())
+        assert codes.max() < 64 and len(codes.unique()) > 10
+    sequences = torch.cat([TOKENS, codes.flatten(1)[:, :-1]], 1)
+    assert (model(sequences).argmax(-1) >= 75).all()
+
+
+def test_any_caption_is_refused_if_it_was_never_learned():
+    model, nothing = lively_transformer(num_words=captions.NUM_WORDS), torch.full((2, 8), 74)
+    for share in (0.0, 0.1):
+        model.info = {"recipe": {"name": "captions", "drop_caption": share}}
+        for start, knobs in ((TOKENS[:2], {"guidance": 2.0}), (nothing, {})):
+            if share:
+                assert sample(model, start, **knobs).shape == (2, 7, 7)
+            else:
+                with pytest.raises(ValueError, match="guidance"):
+                    sample(model, start, **knobs)
+        assert sample(model, TOKENS[:2]).shape == (2, 7, 7)
 
 
 # --- completion ------------------------------------------------------------------------------------------------------
