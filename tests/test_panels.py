@@ -13,12 +13,23 @@ import nbformat
 import pytest
 import torch
 from conftest import lively_transformer, seeded
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
-from vqlib import checkpoints, data, sampling
+from vqlib import captions, checkpoints, data, sampling
 from vqlib.classifier import Classifier, ClassifierConfig
+from vqlib.contrastive import ContrastiveConfig, ContrastivePair, similarity
 from vqlib.notebook import panels
-from vqlib.notebook.panels import code_editor, completion, drawing, quantizer_walk, sampling_studio, token_by_token
+from vqlib.notebook.panels import (
+    caption_studio,
+    code_editor,
+    completion,
+    drawing,
+    quantizer_walk,
+    sampling_studio,
+    token_by_token,
+)
 from vqlib.pair import Pair, load_pair
 from vqlib.transformer import Transformer, TransformerConfig
 from vqlib.vqvae import VQVAE, VectorQuantizer, VQVAEConfig
@@ -31,13 +42,21 @@ def a_classifier(seed):
     return Classifier(ClassifierConfig(channels=4)).eval()
 
 
-def a_pair(num_codes):
-    """An untrained pair with so many codes, all of them lively."""
+def a_pair(num_codes, **config):
+    """An untrained pair with so many codes, all of them lively. config: the Transformer's."""
     torch.manual_seed(0)
     vqvae = VQVAE(VQVAEConfig(num_codes=num_codes, channels=8)).double().eval()
     with torch.no_grad():
         vqvae.quantizer.codebook.normal_()
-    return Pair(vqvae, lively_transformer(num_codes=num_codes))
+    return Pair(vqvae, lively_transformer(num_codes=num_codes, **config))
+
+
+WRITES_FOR_CAPTIONS = {"num_words": captions.NUM_WORDS, "context": captions.TEXT + 49}
+
+
+def a_contrastive():
+    torch.manual_seed(3)
+    return ContrastivePair(ContrastiveConfig(channels=4)).eval()
 
 
 def opened(png):
@@ -405,7 +424,7 @@ def test_an_error_is_shown_in_words_kept_and_forgotten(a_studio):
     no_error(a_studio)
 
 
-OF_A_PAIR = [panels.SamplingStudio, panels.TokenByToken, panels.CodeEditor, panels.Completion]
+OF_A_PAIR = [panels.SamplingStudio, panels.TokenByToken, panels.CodeEditor, panels.Completion, panels.CaptionStudio]
 
 
 @pytest.mark.parametrize("panel", OF_A_PAIR)
@@ -682,11 +701,292 @@ from vqlib.notebook import panels
     )
 
 
+# --- the caption studio ----------------------------------------------------------------------------------------------
+
+FACTS = st.tuples(*(st.integers(-1, len(kind) - 1) for kind in captions.KINDS)).filter(lambda facts: facts[2] >= 0)
+GREEN, ORANGE, FADED = (127, 209, 174), (255, 158, 128), (154, 164, 173)
+
+
+@given(FACTS)
+def test_a_caption_says_the_facts_that_it_is_made_of_and_no_more(facts):
+    caption = caption_studio.caption_of(facts)
+    assert captions.read_captions([caption])[0].tolist() == list(facts)
+    if min(facts) >= 0:
+        assert caption == captions.write_captions(torch.tensor([facts]))[0]
+
+
+@given(FACTS, st.integers(0, 4))
+def test_what_was_never_seen_are_the_words_that_the_list_keeps_from_the_class(facts, words):
+    never, said, label = [], caption_studio.caption_of(facts).split(), facts[3]
+    for i in range(words):
+        word = captions.NEVER[(label + i) % 7]
+        if label >= 0 and word in said:
+            never.append(f"{word} {captions.CLASSES[label]}")
+    assert sorted(caption_studio.unseen(torch.tensor(facts), words)) == sorted(never)
+
+
+@pytest.mark.parametrize("asks_for_class", [True, False])
+def test_facts_are_found_by_the_rules_and_by_the_judge_in_the_picture_turned_as_asked(test, asks_for_class):
+    judge, asked = checkpoints.load_classifier("judge", shipped=True), []
+    images = data.to_images(test.pixels[:24]).clone()
+    images[::2] = images[::2].flip(2)
+    for i, label in enumerate(
+        test.labels[:24].tolist()
+    ):  # half of them are as asked, which way round and in their class
+        asked.append([i % 3, -1, i // 2 % 2, (label + i // 8 % 2) % 10 if asks_for_class else -1])
+    asked, expected = torch.tensor(asked), []
+    for image, (_, _, turned, label) in zip(images, asked.tolist(), strict=True):
+        ways = [image.flip(1), image] if turned else [image, image.flip(1)]
+        with torch.no_grad():
+            as_asked, wrong_way = (judge(way[None])[0].softmax(-1) for way in ways)
+        of = label if asks_for_class else max(range(10), key=lambda c: max(as_asked[c], wrong_way[c]))
+        pixels = data.to_pixels(ways[0])
+        piece = pixels[pixels > 25].float()
+        measured = [
+            sum(value >= low for low in captions.LIMITS[of, k]) for k, value in enumerate((piece.mean(), len(piece)))
+        ]
+        round_way = turned if as_asked[of] > wrong_way[of] else 1 - turned
+        expected.append([*map(int, measured), round_way, int(as_asked.argmax()) if asks_for_class else of])
+    found = caption_studio.found(images, asked, judge)
+    assert found.tolist() == expected
+    assert all(len(column.unique()) > 1 for column in found.T)
+    if asks_for_class:
+        assert torch.equal((found == asked) | (asked < 0), captions.right(images, asked, judge))
+
+
+def in_colour(png, colour):
+    """Where a sheet has this colour: (left, top, right, bottom) in its pixels, or None."""
+    picture = opened(png)
+    mask = (
+        ImageChops.difference(picture, Image.new("RGB", picture.size, colour))
+        .convert("L")
+        .point(lambda p: 255 * (p < 2))
+    )
+    return mask.getbbox()
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_a_wrong_word_is_orange_where_it_stands_and_one_not_asked_for_is_faint(kind):
+    image, facts = torch.full((1, 1, 28, 28), -1.0), [2, 0, 1, 3]  # a bright slim upside-down dress
+
+    def shown(wish):
+        asked = [wish if k == kind else fact for k, fact in enumerate(facts)]
+        return caption_studio.draw_found(image, torch.tensor([facts]), asked)
+
+    another = (facts[kind] + 1) % len(captions.KINDS[kind])
+    right, wrong, free = shown(facts[kind]), shown(another), shown(-1)
+    assert in_colour(right, GREEN) and not in_colour(right, ORANGE) and not in_colour(right, FADED)
+    assert in_colour(free, FADED) and not in_colour(free, ORANGE)
+    left, top, right, bottom = in_colour(wrong, ORANGE)
+    middle, second = 2 * (6 + 56), 2 * (6 + 112 + 17)
+    assert top > 2 * (6 + 112) and (bottom < second if kind < 2 else top > second)
+    assert (left + right) / 2 < middle if kind in (0, 2) else (left + right) / 2 > middle
+
+
+def test_upright_is_a_word_only_where_the_picture_should_be_upside_down():
+    image = torch.full((1, 1, 28, 28), -1.0)
+    shown = [caption_studio.draw_found(image, torch.tensor([[-1, 0, 0, 3]]), [-1, -1, turned, 3]) for turned in (0, 1)]
+    assert not in_colour(shown[0], ORANGE) and in_colour(shown[1], ORANGE)
+    left, _, right, _ = in_colour(shown[0], GREEN)
+    assert right - left < 2 * 40  # "dress" stands alone
+
+
+@pytest.fixture
+def captioned():
+    return a_pair(64, **WRITES_FOR_CAPTIONS)
+
+
+@pytest.fixture
+def a_caption_studio(captioned):
+    return panels.CaptionStudio(captioned, a_classifier(1), a_contrastive(), n=3)
+
+
+def test_candidates_are_the_pictures_of_one_batch_whose_first_are_the_same_without_candidates(captioned):
+    start = captions.text_tokens(["a grey boot"], captioned.transformer.config.vocabulary)
+    codes = caption_studio.write_candidates(captioned, "a grey boot", 3, candidates=64, seed=2, guidance=2.0)
+    at_once = sampling.sample(captioned.transformer, start.repeat(192, 1), generator=seeded(2), guidance=2.0)
+    assert torch.equal(codes.flatten(0, 1), at_once) and len(at_once) > caption_studio.BATCH
+    alone = caption_studio.write_candidates(captioned, "a grey boot", 3, seed=2, guidance=2.0)
+    assert torch.equal(alone[0], codes[0])
+
+
+def test_of_each_group_the_candidate_that_fits_best_is_shown(a_caption_studio):
+    pair, caption = a_caption_studio.pair, a_caption_studio.text.value
+    a_caption_studio.candidates.value = 4
+    no_error(a_caption_studio)
+    images = pair.generate(caption, 12, seed=0)
+    scores = similarity(a_caption_studio.contrastive, images, [caption] * 12).tolist()
+    best = [max((i, 3 + i, 6 + i, 9 + i), key=scores.__getitem__) for i in range(3)]
+    assert best != [0, 1, 2]
+    asked = captions.read_captions([caption])
+    found = caption_studio.found(images[best], asked.expand(3, -1), a_caption_studio.judge)
+    assert a_caption_studio.image.value == caption_studio.draw_found(images[best], found, asked[0].tolist())
+
+
+def test_caption_studio_shows_what_generate_draws_and_counts_what_is_right_in_every_word(captioned):
+    judge = a_classifier(1)
+    for caption in ("a bright slim dress", "wide"):
+        panel = panels.CaptionStudio(captioned, judge, caption=caption, n=5, seed=3)
+        images, asked = captioned.generate(caption, 5, seed=3), captions.read_captions([caption])
+        found = caption_studio.found(images, asked.expand(5, -1), judge)
+        assert panel.image.value == caption_studio.draw_found(images, found, asked[0].tolist())
+        right = sum(all(a in (-1, f) for f, a in zip(row, asked[0].tolist(), strict=True)) for row in found.tolist())
+        assert f"{right} of 5" in panel.status.value and caption in panel.status.value
+    assert 0 < right
+
+
+@pytest.mark.parametrize(
+    "control, value",
+    [
+        *[("brightness", 0), ("size", -1), ("turned", 1), ("label", 9), ("text", "dress"), ("seed", 7)],
+        *[("temperature", 1.5), ("guidance", 3.0), ("candidates", 4), ("n", 5)],
+    ],
+)
+def test_caption_studio_each_control_changes_the_picture_and_back_again(a_caption_studio, control, value):
+    no_error(a_caption_studio)
+    moves(a_caption_studio, control, value)
+
+
+@pytest.mark.parametrize("control", ["temperature", "guidance", "candidates", "n", *range(4)])
+def test_caption_studio_no_control_fails_anywhere_in_its_range(captioned, control):
+    panel = panels.CaptionStudio(captioned, a_classifier(1), a_contrastive(), n=1)
+    moved = panel.words[control] if isinstance(control, int) else getattr(panel, control)
+    if hasattr(moved, "step"):
+        values = [moved.min + i * moved.step for i in range(round((moved.max - moved.min) / moved.step) + 1)]
+    else:
+        values = [value for _, value in moved.options]
+    assert len(values) > 1
+    for value in values:
+        moved.value = value
+        no_error(panel)
+
+
+class Counting(panels.CaptionStudio):
+    """It counts how often it draws."""
+
+    written = 0
+
+    def _write(self):
+        self.written += 1
+        return super()._write()
+
+
+def test_text_and_dropdowns_say_the_same_and_each_move_draws_once(captioned):
+    panel = Counting(captioned, a_classifier(1), n=1)
+    said, written = [2, 0, 0, 3], 1
+    for dropdown, value, text in [
+        (0, 0, "a dark slim dress"),
+        (1, -1, "a dark dress"),
+        (0, -1, "a dress"),
+        (2, 1, "an upside-down dress"),
+        (3, 4, "an upside-down coat"),
+        (3, -1, "an upside-down"),
+    ]:
+        panel.words[dropdown].value = said[dropdown] = value
+        written += 1
+        assert panel.text.value == text and [d.value for d in panel.words] == said and panel.written == written
+        no_error(panel)
+    for text, said in [
+        ("Dress, dark and slim", [0, 0, 0, 3]),
+        ("a wide wide upside-down bag", [-1, 2, 1, 8]),
+        ("a slim wide bright", [2, -1, 0, -1]),  # it can't be both
+    ]:
+        panel.text.value = text
+        written += 1
+        assert panel.text.value == text and [d.value for d in panel.words] == said and panel.written == written
+        no_error(panel)
+        images = captioned.generate(text, 1)  # for exactly this text
+        found = caption_studio.found(images, torch.tensor([said]), panel.judge)
+        assert panel.image.value == caption_studio.draw_found(images, found, said)
+
+
+def test_an_unknown_word_is_refused_and_the_picture_stays(a_caption_studio):
+    before, said = a_caption_studio.image.value, [d.value for d in a_caption_studio.words]
+    a_caption_studio.text.value = "a wide <b>blue</b> boot"
+    assert isinstance(a_caption_studio.error, ValueError) and "&lt;b&gt;blue" in a_caption_studio.status.value
+    assert a_caption_studio.image.value == before and "from before" in a_caption_studio.status.value
+    assert [d.value for d in a_caption_studio.words] == said
+    a_caption_studio.brightness.value = 0  # it says what the dropdowns say
+    no_error(a_caption_studio)
+    assert a_caption_studio.text.value == "a dark slim dress" and a_caption_studio.image.value != before
+    a_caption_studio.brightness.value = 2
+    assert a_caption_studio.image.value == before
+
+
+def test_caption_studio_says_what_training_never_saw(a_caption_studio):
+    assert "never seen in training: bright dress" in a_caption_studio.status.value
+    a_caption_studio.brightness.value = 1
+    assert "never" not in a_caption_studio.status.value
+    a_caption_studio.pair.transformer.info = {"recipe": {"withheld": 3, "drop_caption": 0.1}}  # wide and grey, too
+    a_caption_studio.size.value = 2
+    assert "grey dress" in a_caption_studio.status.value and "wide dress" in a_caption_studio.status.value
+    no_error(a_caption_studio)
+
+
+def test_the_decoder_switch_draws_the_codes_for_a_caption_again_and_chooses_by_what_it_draws():
+    vqvae = checkpoints.load_vqvae(shipped=True)
+    pair = Pair(vqvae, lively_transformer(**WRITES_FOR_CAPTIONS).float())
+    panel = panels.CaptionStudio(pair, a_classifier(1), a_contrastive(), caption="a boot", n=4)
+    soft, codes = panel.image.value, panel.codes
+    moves(panel, "decoder", "crisp")
+    assert panel.codes is codes and panel.image.value == soft
+    panel.decoder.value, panel.candidates.value = "crisp", 4
+    no_error(panel)
+    images = panel.pairs["crisp"].decode(panel.codes.flatten(0, 1))
+    scores = similarity(panel.contrastive, images, ["a boot"] * 16).reshape(4, 4)
+    others = similarity(panel.contrastive, pair.decode(panel.codes.flatten(0, 1)), ["a boot"] * 16).reshape(4, 4)
+    assert (scores.argmax(0) != others.argmax(0)).any()
+    best = torch.stack([images.reshape(4, 4, 1, 28, 28)[scores[:, i].argmax(), i] for i in range(4)])
+    asked = captions.read_captions(["a boot"])
+    found = caption_studio.found(best, asked.expand(4, -1), panel.judge)
+    assert panel.image.value == caption_studio.draw_found(best, found, asked[0].tolist())
+    panel.text.value = "a blue boot"
+    assert panel.error is not None
+    moves(panel, "decoder", "soft")
+    assert '"a boot"' in panel.status.value  # the caption for which they were drawn
+
+
+def test_caption_studio_loads_the_contrastive_pair_only_to_choose(captioned, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
+    panel = panels.CaptionStudio(captioned, a_classifier(1), n=2)
+    no_error(panel)
+    before = panel.image.value
+    panel.candidates.value = 4
+    assert isinstance(panel.error, FileNotFoundError) and "contrastive.safetensors" in panel.status.value
+    assert panel.image.value == before and len(panel.codes) == 1
+    checkpoints.save_model(checkpoints.runs_folder() / "contrastive.safetensors", a_contrastive())
+    panel.candidates.value = 16
+    no_error(panel)
+    given = panels.CaptionStudio(captioned, a_classifier(1), a_contrastive(), n=2)
+    given.candidates.value = 16
+    assert panel.image.value == given.image.value != before
+
+
+def test_caption_studio_finds_the_pair_that_writes_for_captions(captioned):
+    vqvae, transformer = captioned
+    checkpoints.save_model(checkpoints.runs_folder() / "vqvae.safetensors", vqvae)
+    tokenizer = checkpoints.tokenizer_id(vqvae)
+    checkpoints.save_model(checkpoints.runs_folder() / "captions.safetensors", transformer, tokenizer=tokenizer)
+    panel = panels.CaptionStudio(n=1)
+    no_error(panel)
+    assert panel.pair.transformer.info["path"] == str(checkpoints.runs_folder() / "captions.safetensors")
+    assert panels.CaptionStudio(n=2).pair is panel.pair and "judge" in panel.judge.info["path"]
+
+
+def test_caption_studio_refuses_a_pair_for_classes_and_a_caption_that_is_none(pair, captioned):
+    broken = panels.CaptionStudio(pair, a_classifier(1))
+    assert isinstance(broken.error, ValueError) and "load_pair(captions=True)" in broken.status.value
+    broken = panels.CaptionStudio(captioned, a_classifier(1), caption="a blue dress")
+    assert isinstance(broken.error, ValueError) and "blue" in broken.status.value
+    assert broken.controls.children == ()
+
+
 # --- greyed controls, closing, stills --------------------------------------------------------------------------------
 
 CONTROLS = {  # of each panel: where a control is without effect, and a value to move it to there
     "SamplingStudio": ({"temperature": 0.0}, {"seed": 7, "top_k": 2, "top_p": 0.3, "draws": 4}),
     "SamplingStudio, one code": ({"top_k": 1}, {"seed": 7, "top_p": 0.3, "draws": 4}),
+    "CaptionStudio": ({"temperature": 0.0}, {"seed": 7, "candidates": 4}),
     "TokenByToken": ({"step": 0}, {"layer": 1, "head": 3}),
     "TokenByToken at its end": ({"step": 49}, {"layer": 1, "head": 3}),
     "TokenByToken, greedy": ({"temperature": 0.0}, {"seed": 5}),
@@ -699,6 +999,7 @@ CONTROLS = {  # of each panel: where a control is without effect, and a value to
 def a_panel(kind, pair):
     arguments = {
         "SamplingStudio": (pair, a_classifier(1), a_classifier(2)),
+        "CaptionStudio": (a_pair(64, **WRITES_FOR_CAPTIONS), a_classifier(1), a_contrastive()),
         "QuantizerWalk": (torch.randn(100, 2, generator=seeded()),),
     }
     pair.vqvae.float()
@@ -730,7 +1031,7 @@ def test_editors_buttons_are_greyed_where_there_is_nothing_to_do(an_editor):
     assert not an_editor.reset.disabled
 
 
-KINDS = ["SamplingStudio", "TokenByToken", "CodeEditor", "Completion", "QuantizerWalk"]
+KINDS = ["SamplingStudio", "TokenByToken", "CodeEditor", "Completion", "QuantizerWalk", "CaptionStudio"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

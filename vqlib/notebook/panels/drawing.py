@@ -41,6 +41,14 @@ class Sheet:
         at, font, stroke = (DENSITY * x, DENSITY * y), _font(DENSITY * size), DENSITY if edge else 0
         self.draw.text(at, text, fill=colour, font=font, anchor=anchor, stroke_width=stroke, stroke_fill=edge)
 
+    def words(self, x, y, words, size=11):
+        """Words side by side, each in its own colour, with x in their middle: a list of (word, colour)."""
+        widths, space = [_font(DENSITY * size).getlength(word) / DENSITY for word, _ in words], size / 3
+        x -= (sum(widths) + space * (len(words) - 1)) / 2
+        for (word, colour), width in zip(words, widths, strict=True):
+            self.text(x, y, word, colour, size)
+            x += width + space
+
     def picture(self, x, y, values, zoom):
         """values: (H, W) float in [-1, 1], black to white, or (H, W, 3) uint8; each pixel zoom × zoom on the page."""
         if values.ndim == 2:
