@@ -109,6 +109,46 @@ def decoders():
     return markdown(["held-out pictures", *columns.values()], *rows)
 
 
+def captions():
+    """Five tables: seen and unseen combinations, each of the latter, the curve, choosing by text, the tokenizers."""
+    record, kinds = records.load_captions(), ("brightness", "size", "orientation", "class", "all")
+
+    def shares(row):
+        return [f"{row[kind]:.1%}" for kind in kinds]
+
+    seen = record["seen"]
+    rows = {"seen together": seen["seen"], "never seen together": seen["unseen"], "chance": seen["chance"]}
+    rows |= {"real, through the tokenizer": seen["real"]["copies"], "real": seen["real"]["pictures"]}
+    first = markdown(["right", *kinds], *([name, *shares(row)] for name, row in rows.items()))
+
+    keys = {"asked": "that word", "class": "class", "all": "all", "asked_elsewhere": "its other words"}
+    rows = [[name, *(f"{row[key]:.1%}" for key in keys)] for name, row in seen["by_word"].items()]
+    second = markdown(["never seen", *keys.values()], *rows)
+
+    rows = []
+    for name, row in record["curve"].items():
+        few = " (all combinations, as few examples)" if name == "few" else ""
+        unseen = "–" if row["unseen"] is None else f"{row['unseen']['all']:.1%}"
+        asked = "–" if row["unseen_asked"] is None else f"{row['unseen_asked']:.1%}"
+        rows.append([f"{row['withheld']:.0%}{few}", f"{row['examples']:,}", f"{row['seen']['all']:.1%}", unseen, asked])
+    third = markdown(["withheld", "examples", "seen: all right", "unseen: all right", "unseen: that word"], *rows)
+
+    rows = [
+        [count, *(f"{row[part]['all']:.1%}" for part in ("seen", "unseen")), f"{row['similarity']:.3f}"]
+        for count, row in record["choose"].items()
+    ]
+    fourth = markdown(["best of", "seen: all right", "unseen: all right", "similarity"], *rows)
+
+    forms = {"mse": lambda x: f"{1000 * x:.2f}"}
+    keys = {"mse": "MSE · 1000", "perplexity": "perplexity", "fid_copies": "FID of copies"}
+    keys |= {"fid_samples_0.8": "FID of samples, T = 0.8", "fid_samples_1": "T = 1"}
+    rows = [
+        [name, *(forms.get(key, lambda x: f"{x:.2f}")(row[key]) for key in keys), f"{row['right_0.8']['all']:.1%}"]
+        for name, row in record["tokenizers"].items()
+    ]
+    return [first, second, third, fourth, markdown(["", *keys.values(), "all right, T = 0.8"], *rows)]
+
+
 def batches():
     """How sampling scales with the number of pictures that are written together."""
     rows = [
@@ -134,6 +174,7 @@ def tables():
         tricks(True),
         optimizers(),
         decoders(),
+        *captions(),
         others,
         *corrected,
         batches(),

@@ -1,6 +1,7 @@
 """What the captioned model makes of captions whose words it has seen together, and of others (notebook 08).
 
     python tests/benchmarks/captions.py seen        # 40 pictures for each of the 180 captions, held against it
+    python tests/benchmarks/captions.py guided      # the same with guidance
     python tests/benchmarks/captions.py curve       # small models, from which more and more combinations are withheld
     python tests/benchmarks/captions.py choose      # the best of 1, 8, 64 by the contrastive pair
     python tests/benchmarks/captions.py tokenizers --dvae-model FILE    # VQ-VAE and discrete VAE: copies and samples
@@ -28,6 +29,7 @@ from vqlib.training import CAPTIONS, dalle, train_captions
 EVERY = torch.cartesian_prod(*(torch.arange(len(kind)) for kind in captions.KINDS))  # the facts of all 180 captions
 KINDS = ("brightness", "size", "orientation", "class")
 SMALL = dataclasses.replace(CAPTIONS, model=dataclasses.replace(CAPTIONS.model, d_model=128, n_heads=4, n_layers=4))
+GUIDANCE = 3.0  # chosen among 1, 2, 3 and 5 by the critic
 STEPS = 1200  # of each of the curve's models, of 64 pictures each
 
 
@@ -85,7 +87,7 @@ def measure_real(pair, judge, test):
     }
 
 
-def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=40, **knobs):
+def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=20, **knobs):
     """Small models, all trained for as many steps, that never see 0, 1, 2 or 4 of seven words with each class."""
     rows = {}
     total = int((~captions.withheld(dalle.described(train, CAPTIONS.turned)[1], 4)).sum())
@@ -101,19 +103,17 @@ def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=40, **knobs):
         path = folder / f"curve-{name}.safetensors"
         model = train_captions(recipe, vqvae, part, path=path)
         facts = EVERY.repeat(each, 1)
-        right = captions.right(drawn(Pair(vqvae, model), facts, **knobs), facts, judge)
         unseen = captions.withheld(facts, words)
-        first = captions.withheld(facts, 1)
-        rows[name] = {
-            "withheld": words / len(captions.NEVER),
-            "examples": size,
-            "steps": model.info["history"]["steps"][-1]["step"],
-            "seen": shares(right, ~unseen),
-            "unseen": shares(right, unseen) if words else None,
-            "unseen_asked": asked(right, facts, words),
-            "first": shares(right, first),
-            "first_asked": asked(right, facts, 1),
-        }
+        rows[name] = {"withheld": words / len(captions.NEVER), "examples": size}
+        rows[name]["steps"] = model.info["history"]["steps"][-1]["step"]
+        for guidance in (1.0, GUIDANCE):
+            right = captions.right(drawn(Pair(vqvae, model), facts, guidance=guidance, **knobs), facts, judge)
+            rows[name][f"guidance {guidance:g}"] = {
+                "seen": shares(right, ~unseen),
+                "unseen": shares(right, unseen) if words else None,
+                "asked": asked(right, facts, words),  # of the withheld combinations, if there are any,
+                "first": asked(right, facts, 1),  # and of those that the shipped model never saw
+            }
         print(name, rows[name], flush=True)
     return rows
 
@@ -168,20 +168,19 @@ def measure_tokenizers(test, judge, tokenizers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("seen", "curve", "choose", "tokenizers"))
+    parser.add_argument("what", choices=("seen", "guided", "curve", "choose", "tokenizers"))
     parser.add_argument("--model", help="the captioned model, by default the shipped one")
     parser.add_argument("--contrastive", help="by default the shipped one")
     parser.add_argument("--dvae-model", help="a captioned model of the discrete VAE's codes")
     parser.add_argument("--dvae", help="the discrete VAE, by default the shipped one")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"), help="where the curve's models go")
     parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--decoder", default="soft")
+    parser.add_argument("--decoder", default="crisp", help="what draws the pictures that are judged (default crisp)")
     parser.add_argument("--judge", default="judge", choices=("judge", "critic"), help="the critic, to choose knobs by")
     parser.add_argument("--out", type=Path, help="merge the figures into this file")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    knobs = {"temperature": options.temperature, "guidance": options.guidance}
+    knobs = {"temperature": options.temperature}
     judge = checkpoints.load_classifier(options.judge, shipped=True)
     soft = load_pair(shipped=True)
     if options.decoder != "soft":
@@ -192,7 +191,9 @@ def main():
         pair = soft._replace(
             transformer=checkpoints.load_transformer(options.model, name="captions", shipped=True, vqvae=tokenizer)
         )
-    if options.what == "seen":
+    if options.what == "guided":
+        figures = measure_seen(pair, judge, guidance=GUIDANCE, **knobs)
+    elif options.what == "seen":
         figures = measure_seen(pair, judge, **knobs) | {"real": measure_real(pair, judge, data.load("test"))}
     elif options.what == "curve":
         options.folder.mkdir(parents=True, exist_ok=True)

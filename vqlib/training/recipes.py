@@ -105,7 +105,7 @@ class ContrastiveRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class DVAERecipe(Recipe):
-    model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(quantizer="gumbel"))
+    model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(quantizer="gumbel", code_dim=64))
     kl: float = 1.0  # the final weight of the KL, see `dvae`; 1 is the true evidence lower bound
 
     def __post_init__(self):
@@ -172,10 +172,10 @@ CAPTIONS = CaptionRecipe(
     warmup_steps=100,
     model=STREAM,
 )
-CONTRASTIVE = ContrastiveRecipe(name="contrastive", epochs=2, batch_size=128, learning_rate=2e-3, **COSINE)
+CONTRASTIVE = ContrastiveRecipe(name="contrastive", epochs=6, batch_size=128, learning_rate=4e-3, **COSINE)
 
 # The tokenizer of DALL·E 1 itself, with as many codes.
-DVAE = DVAERecipe(name="dvae", epochs=10, batch_size=64, learning_rate=3e-3, **COSINE)
+DVAE = DVAERecipe(name="dvae", epochs=10, batch_size=64, learning_rate=6e-3, betas=(0.9, 0.99), **COSINE)
 
 # The judge measures, the critic chooses; SCORE trains a classifier on 10,000 samples, for their accuracy score.
 JUDGE = ClassifierRecipe(
