@@ -301,6 +301,11 @@ def test_a_pair_for_captions_is_one_of_its_own(pair, captioned, tmp_path):
     assert same_weights(vqlib.load_pair(tmp_path).transformer, pair.transformer.float())
 
 
+def test_there_are_two_kinds_of_transformers_to_load():
+    with pytest.raises(ValueError, match="name.*transformer.*captions"):
+        checkpoints.load_transformer(name="words")
+
+
 def test_a_captioned_model_of_another_tokenizer_is_refused(captioned, tmp_path):
     save(captioned, tmp_path)
     checkpoints.save_model(tmp_path / "vqvae.safetensors", tokenizer())

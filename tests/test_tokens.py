@@ -47,6 +47,12 @@ def test_other_vocabularies_follow_the_same_order(K, classes):
         Vocabulary(K - 1, classes).from_sequences(sequences)
 
 
+def test_words_stand_behind_everything_else_and_change_nothing_before_them():
+    spoken = Vocabulary(64, 10, 33)
+    assert (spoken.end, spoken.size) == (VOCABULARY.end, VOCABULARY.size + 33)
+    assert torch.equal(spoken.to_sequences(CODES, LABELS), SEQUENCES)
+
+
 @st.composite
 def pictures(draw):
     """Codes (B, 7, 7) and labels (B,), of 0 to 3 pictures."""
