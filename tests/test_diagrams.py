@@ -13,17 +13,22 @@ from matplotlib.path import Path
 from matplotlib.text import Annotation, Text
 from test_plots import contrast, pixels
 
+from vqlib import captions
 from vqlib.notebook import diagrams
 from vqlib.notebook.plots import GREY, WIDTH
+from vqlib.tokens import Vocabulary
 from vqlib.transformer import TransformerConfig
 from vqlib.vqvae import GRID, VQVAEConfig
 
 TOKENS = torch.tensor([70, *(7 * t % 64 for t in range(49)), 74])
+SPOKEN = Vocabulary(num_words=captions.NUM_WORDS)
+STREAM = torch.cat([captions.text_tokens(["boot, dark and upside-down"], SPOKEN)[0], TOKENS[1:-1]])
 UNCOND, COND = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
 CASES = {
     **{f"two_stages of {here}": ("two_stages", here) for here in diagrams.PLACES},
     **{name: (name,) for name in ("vqvae", "straight_through", "transformer", "cached_and_not")},
     "inputs_and_targets": ("inputs_and_targets", TOKENS),
+    "stream": ("stream", STREAM),
     "guidance": ("guidance", UNCOND, COND),
 }
 
@@ -108,7 +113,7 @@ def test_the_readers_place_is_marked_and_no_other_is_known():
         found = shapes(diagrams.two_stages(here), (*to_rgb(diagrams.HERE), 0.12))
         assert [(e.width, e.height) for e in found] == [pytest.approx(place[2:]) for place in places]
         marks[here] = str(found)
-    assert len(set(marks.values())) == 7
+    assert len(set(marks.values())) == 8
     for wrong in ("codes", "", None):
         with pytest.raises(ValueError, match="here must be one of"):
             diagrams.two_stages(wrong)
@@ -170,6 +175,21 @@ def test_all_51_tokens_stand_in_it_and_each_target_is_the_next_input(kind):
     assert positions == list(range(50))
     assert inputs == TOKENS[:-1].tolist() and targets == TOKENS[1:].tolist()
     assert [len(shapes(figure, colour)) for colour in (diagrams.START, diagrams.END)] == [2, 2]  # and in the legend
+
+
+def test_text_stands_in_the_stream_as_words_and_each_target_is_the_next_input():
+    figure = diagrams.stream(STREAM)
+    said = ["boot", ",", "dark", "and", "upside-down", "pad 5", "pad 6", "pad 7", *map(str, STREAM[8:].tolist())]
+    rows = {}
+    for text in texts(figure):
+        x, y = text.get_position()
+        if text.get_text() in {*said, *map(str, range(56))} and x > 8 and y < 62:
+            rows.setdefault(round(y, 3), []).append((x, text.get_text()))
+    rows = [[word for _, word in sorted(row)] for _, row in sorted(rows.items())]
+    positions, inputs, targets = (sum(rows[i::3], []) for i in range(3))
+    assert positions == list(map(str, range(56)))
+    assert inputs == said[:-1] and targets == said[1:]
+    assert len(shapes(figure, diagrams.START)) == 5 + 4 + 1  # inputs, targets, legend
 
 
 def test_with_a_cache_one_row_is_computed_and_keys_and_values_are_kept():

@@ -42,10 +42,11 @@ def rand(*shape):
 PICTURES = 2 * rand(10, 1, 28, 28) - 1
 CASES = {
     "picture_rows": ([PICTURES[:2], PICTURES[2:4]], ["a", "b"], 0.55, ["T = 1", "T = 2"]),
+    "captioned": (PICTURES[:7], ["a dark slim dress", *"bcdefg"], 4),
     "class_grid": (PICTURES.repeat(2, 1, 1, 1), 2),
     "histogram_of_pixels": (torch.arange(32, dtype=torch.uint8).reshape(2, 4, 4),),
     "curves": ({"a": (rand(9), rand(9)), "b": (rand(9), rand(9))}, "x", "y", "log", {"c": rand(1)[0], "d": rand(2)[1]}),
-    "bars": ({"a": rand(5), "b": rand(5)}, "x", "y"),
+    "bars": ({"a": rand(5), "b": rand(5)}, "x", "y", list("pqrst")),
     "voronoi": (rand(20, 2), {"codes": rand(3, 2), "others": rand(4, 2), "more": rand(5, 2)}),
     "token_map": (PICTURES[:2], torch.arange(98).reshape(2, 7, 7) % 64),
     "palette": (2 * rand(20, 1, 4, 4) - 1,),
@@ -213,6 +214,19 @@ def test_each_returns_a_figure_that_pyplot_has_forgotten(name):
 def test_bars_are_as_high_as_their_values():
     figure = plots.bars({"a": [0.1, 0.7, 0.2], "b": [0.3, 0.4]}, "x", "y")
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.1, 0.7, 0.2, 0.3, 0.4]
+
+
+def test_bars_stand_above_their_names():
+    axis = plots.bars({"a": [0.1, 0.7], "b": [0.3, 0.4]}, "", "y", ["dark boot", "slim bag"]).axes[0]
+    assert [(t.get_text(), t.get_position()[0]) for t in axis.get_xticklabels()] == [("dark boot", 0), ("slim bag", 1)]
+
+
+def test_a_caption_stands_below_its_picture_and_the_last_row_may_be_short():
+    axes = plots.captioned(PICTURES[:5], ["a dark slim dress", "b", "c", "d", "e"], columns=3).axes
+    assert [" ".join(axis.get_xlabel().split()) for axis in axes] == ["a dark slim dress", "b", "c", "d", "e", ""]
+    for axis, picture in zip(axes, PICTURES[:5], strict=False):
+        assert np.array_equal(axis.images[0].get_array(), picture[0].numpy())
+    assert not axes[5].images and not axes[5].axison
 
 
 def test_a_dead_code_is_drawn_as_such():

@@ -12,10 +12,11 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 
-from vqlib import data
+from vqlib import captions, data
 from vqlib.checks import check_choice
 from vqlib.notebook.plots import COLOURS, GREY, WIDTH, _array, _figure, styled
 from vqlib.pair import load_pair
+from vqlib.tokens import Vocabulary
 
 LEARNED, GRADIENT, HERE, END, CODE, START = COLOURS[:6]
 INK = {LEARNED: "white", CODE: "black", START: "black", END: "black"}  # what can be read on each
@@ -125,6 +126,7 @@ PLACES = {  # where the parts lie that a notebook is about: x, y, width and heig
     "sampling": [(41.5, 33.2, 63, 11.4)],
     "quality": [(67, 33.2, 10, 11.4), (15, 6.7, 10, 11.4)],
     "crisp": [(60, 6.7, 26, 11.4), (60, 33.2, 26, 11.4)],
+    "dalle": [(41, 6.7, 40, 11.4), (13.5, 19.5, 6, 5), (15, 33.2, 10, 11.4), (67, 33.2, 10, 11.4)],
 }
 
 
@@ -132,9 +134,9 @@ PLACES = {  # where the parts lie that a notebook is about: x, y, width and heig
 def two_stages(here):
     """The whole path: a VQ-VAE learns to copy, a Transformer learns to write the codes, and the two write a picture.
 
-    here: the parts to mark, "data", "vqvae", "tokens", "transformer", "sampling", "quality" or "crisp". The pictures
-    are real: a test shirt, its copy, and the first new shirt that the shipped models draw. Raises ValueError for
-    another name.
+    here: the parts to mark, "data", "vqvae", "tokens", "transformer", "sampling", "quality", "crisp" or "dalle". All
+    pictures are real: a test shirt, its copy, and the first new shirt that the shipped models draw. Raises ValueError
+    for another name.
     """
     check_choice("here", here, PLACES)
     picture, copy, new, codes, new_codes = _example()
@@ -295,6 +297,36 @@ def inputs_and_targets(tokens):
                 draw.text(1, y + below, name, ha="left", weight="bold")
     draw.legend(50, {"start token: the class": START, "code": CODE, "end token": END})
     draw.text(71.5, 50, "each target is the next input", ha="right")
+    return draw.figure
+
+
+@styled
+def stream(tokens):
+    """What the Transformer reads and what it should answer, for a caption and codes in one stream: (57,) int64 tokens.
+
+    As in `inputs_and_targets`, but text tokens are shown as the words that they stand for. A frame without colour is a
+    padding token.
+    """
+    tokens = _array(tokens).tolist()
+    first = Vocabulary(num_words=captions.NUM_WORDS).end + 1  # the token of the first word
+    names = [*captions.WORDS, *(f"pad {i}" for i in range(captions.TEXT))]
+    draw = _Drawing(66)
+
+    def cell(x, y, token):
+        word = token - first
+        fill = CODE if word < 0 else START if word < len(captions.WORDS) else "none"
+        draw.box(x, y, 7.6, 2.6, names[word] if word >= 0 else token, fill, size=SMALL)
+
+    for t in range(len(tokens) - 1):
+        x, y = 11.2 + 8.2 * (t % 8), 4 + 8.7 * (t // 8)
+        draw.text(x, y - 2.3, t)
+        cell(x, y, tokens[t])
+        cell(x, y + 3.2, tokens[t + 1])
+        if t % 8 == 7:
+            for name, below in (("t", -2.3), ("input", 0), ("target", 3.2)):
+                draw.text(1, y + below, name, ha="left", weight="bold")
+    draw.legend(64, {"word": START, "padding": "none", "code": CODE})
+    draw.text(72.4, 64, "each target is the next input", ha="right")
     return draw.figure
 
 

@@ -8,6 +8,7 @@ read on both, and of Okabe and Ito's eight colours black and yellow, which each 
 """
 
 import functools
+import textwrap
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -115,6 +116,19 @@ def picture_rows(rows, titles, scale=0.55, columns=()):
 
 
 @styled
+def captioned(images, texts, columns=6):
+    """Pictures in a grid, each above its caption: (N, 1, 28, 28) float images in [-1, 1], N texts."""
+    rows, width = -(-len(images) // columns), WIDTH / columns
+    figure, axes = _figure(WIDTH, rows * (min(width, 1.0) + 0.4), rows, columns)
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    for axis, image, text in zip(axes.flat, images, texts, strict=False):
+        _show(axis, image[0])
+        axis.set_xlabel(textwrap.fill(text, int(13 * width)), fontsize=8)
+    return figure
+
+
+@styled
 def class_grid(images, each, scale=0.5):
     """One named row per class: (10 · each, 1, 28, 28) images in [-1, 1], sorted by class."""
     return picture_rows(rearrange(_array(images), "(c n) 1 h w -> c n 1 h w", n=each), CLASS_NAMES, scale)
@@ -144,14 +158,16 @@ def curves(series, x_label, y_label, x_scale="linear", levels=None):
 
 
 @styled
-def bars(series, x_label, y_label):
-    """Named groups of bars, {name: (K,) values}."""
-    figure, axes = _figure(6.4, 2.4)
+def bars(series, x_label, y_label, names=None):
+    """Named groups of bars, {name: (K,) values}. names: what the K places are called, in place of numbers."""
+    figure, axes = _figure(6.4, 3.0 if names else 2.4)
     width = 0.85 / len(series)
     for i, (name, values) in enumerate(series.items()):
         middle = np.arange(len(values)) + (i - (len(series) - 1) / 2) * width
         axes[0, 0].bar(middle, _array(values), width, label=name)
     axes[0, 0].set(xlabel=x_label, ylabel=y_label)
+    if names:
+        axes[0, 0].set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
     if len(series) > 1:
         axes[0, 0].legend(**ABOVE)
     return figure
