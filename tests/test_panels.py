@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageStat
 
-from vqlib import captions, checkpoints, data, sampling
+from vqlib import captions, checkpoints, data, evaluation, sampling
 from vqlib.classifier import Classifier, ClassifierConfig
 from vqlib.contrastive import ContrastiveConfig, ContrastivePair, similarity
 from vqlib.notebook import panels
@@ -725,35 +725,6 @@ def test_what_was_never_seen_are_the_words_that_the_list_keeps_from_the_class(fa
     assert sorted(caption_studio.unseen(torch.tensor(facts), words)) == sorted(never)
 
 
-@pytest.mark.parametrize("asks_for_class", [True, False])
-def test_facts_are_found_by_the_rules_and_by_the_judge_in_the_picture_turned_as_asked(test, asks_for_class):
-    judge, asked = checkpoints.load_classifier("judge", shipped=True), []
-    images = data.to_images(test.pixels[:24]).clone()
-    images[::2] = images[::2].flip(2)
-    for i, label in enumerate(
-        test.labels[:24].tolist()
-    ):  # half of them are as asked, which way round and in their class
-        asked.append([i % 3, -1, i // 2 % 2, (label + i // 8 % 2) % 10 if asks_for_class else -1])
-    asked, expected = torch.tensor(asked), []
-    for image, (_, _, turned, label) in zip(images, asked.tolist(), strict=True):
-        ways = [image.flip(1), image] if turned else [image, image.flip(1)]
-        with torch.no_grad():
-            as_asked, wrong_way = (judge(way[None])[0].softmax(-1) for way in ways)
-        of = label if asks_for_class else max(range(10), key=lambda c: max(as_asked[c], wrong_way[c]))
-        pixels = data.to_pixels(ways[0])
-        piece = pixels[pixels > 25].float()
-        measured = [
-            sum(value >= low for low in captions.LIMITS[of, k]) for k, value in enumerate((piece.mean(), len(piece)))
-        ]
-        round_way = turned if as_asked[of] > wrong_way[of] else 1 - turned
-        expected.append([*map(int, measured), round_way, int(as_asked.argmax()) if asks_for_class else of])
-    found = caption_studio.found(images, asked, judge)
-    assert found.tolist() == expected
-    assert all(len(column.unique()) > 1 for column in found.T)
-    if asks_for_class:
-        assert torch.equal((found == asked) | (asked < 0), captions.right(images, asked, judge))
-
-
 def in_colour(png, colour):
     """Where a sheet has this colour: (left, top, right, bottom) in its pixels, or None."""
     picture = opened(png)
@@ -819,7 +790,7 @@ def test_of_each_group_the_candidate_that_fits_best_is_shown(a_caption_studio):
     best = [max((i, 3 + i, 6 + i, 9 + i), key=scores.__getitem__) for i in range(3)]
     assert best != [0, 1, 2]
     asked = captions.read_captions([caption])
-    found = caption_studio.found(images[best], asked.expand(3, -1), a_caption_studio.judge)
+    found = evaluation.facts_found(images[best], asked.expand(3, -1), a_caption_studio.judge)
     assert a_caption_studio.image.value == caption_studio.draw_found(images[best], found, asked[0].tolist())
 
 
@@ -828,7 +799,7 @@ def test_caption_studio_shows_what_generate_draws_and_counts_what_is_right_in_ev
     for caption in ("a bright slim dress", "wide"):
         panel = panels.CaptionStudio(captioned, judge, caption=caption, n=5, seed=3)
         images, asked = captioned.generate(caption, 5, seed=3), captions.read_captions([caption])
-        found = caption_studio.found(images, asked.expand(5, -1), judge)
+        found = evaluation.facts_found(images, asked.expand(5, -1), judge)
         assert panel.image.value == caption_studio.draw_found(images, found, asked[0].tolist())
         right = sum(all(a in (-1, f) for f, a in zip(row, asked[0].tolist(), strict=True)) for row in found.tolist())
         assert f"{right} of 5" in panel.status.value and caption in panel.status.value
@@ -896,7 +867,7 @@ def test_text_and_dropdowns_say_the_same_and_each_move_draws_once(captioned):
         assert panel.text.value == text and [d.value for d in panel.words] == said and panel.written == written
         no_error(panel)
         images = captioned.generate(text, 1)  # for exactly this text
-        found = caption_studio.found(images, torch.tensor([said]), panel.judge)
+        found = evaluation.facts_found(images, torch.tensor([said]), panel.judge)
         assert panel.image.value == caption_studio.draw_found(images, found, said)
 
 
@@ -938,7 +909,7 @@ def test_the_decoder_switch_draws_the_codes_for_a_caption_again_and_chooses_by_w
     assert (scores.argmax(0) != others.argmax(0)).any()
     best = torch.stack([images.reshape(4, 4, 1, 28, 28)[scores[:, i].argmax(), i] for i in range(4)])
     asked = captions.read_captions(["a boot"])
-    found = caption_studio.found(best, asked.expand(4, -1), panel.judge)
+    found = evaluation.facts_found(best, asked.expand(4, -1), panel.judge)
     assert panel.image.value == caption_studio.draw_found(best, found, asked[0].tolist())
     panel.text.value = "a blue boot"
     assert panel.error is not None

@@ -52,7 +52,7 @@ def drawn(pair):
 
 @pytest.fixture(scope="module")
 def right(drawn, judge):
-    return captions.right(drawn, EVERY.repeat_interleave(2, 0), judge).float()
+    return evaluation.as_asked(drawn, EVERY.repeat_interleave(2, 0), judge).float()
 
 
 @pytest.mark.parametrize("name, kind", [("captions", "Transformer"), ("contrastive", "ContrastivePair")])
@@ -102,8 +102,8 @@ def test_the_best_of_eight_is_right_more_often(pair, chooser, judge):
     images, gain = pair.generate(captions.write_captions(facts), n=8), []
     for i, text in enumerate(captions.write_captions(facts)):
         eight = images[8 * i : 8 * i + 8]
-        best = captions.right(eight[best_of(chooser, eight, text)], facts[i : i + 1], judge).all()
-        any_one = captions.right(eight, facts[i : i + 1].expand(8, 4), judge).all(1).float().mean()
+        best = evaluation.as_asked(eight[best_of(chooser, eight, text)], facts[i : i + 1], judge).all()
+        any_one = evaluation.as_asked(eight, facts[i : i + 1].expand(8, 4), judge).all(1).float().mean()
         gain.append(best.float() - any_one)
     assert torch.stack(gain).mean() >= CHOSEN_GAIN
 

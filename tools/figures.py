@@ -110,28 +110,36 @@ def decoders():
 
 
 def captions():
-    """Five tables: seen and unseen combinations, each of the latter, the curve, choosing by text, the tokenizers."""
+    """Five: combinations seen and not, each of the latter, the curve, choosing by text, and the two tokenizers."""
     record, kinds = records.load_captions(), ("brightness", "size", "orientation", "class", "all")
 
     def shares(row):
         return [f"{row[kind]:.1%}" for kind in kinds]
 
-    seen = record["seen"]
-    rows = {"seen together": seen["seen"], "never seen together": seen["unseen"], "chance": seen["chance"]}
-    rows |= {"real, through the tokenizer": seen["real"]["copies"], "real": seen["real"]["pictures"]}
+    seen, guided = record["seen"], record["guided"]
+    rows = {"seen together": seen["seen"], "never seen together": seen["unseen"]}
+    rows |= {"guidance 3: seen together": guided["seen"], "guidance 3: never seen together": guided["unseen"]}
+    rows |= {"chance": seen["chance"], "real, through the tokenizer": seen["real"]["copies"]}
+    rows |= {"real": seen["real"]["pictures"]}
     first = markdown(["right", *kinds], *([name, *shares(row)] for name, row in rows.items()))
 
-    keys = {"asked": "that word", "class": "class", "all": "all", "asked_elsewhere": "its other words"}
-    rows = [[name, *(f"{row[key]:.1%}" for key in keys)] for name, row in seen["by_word"].items()]
-    second = markdown(["never seen", *keys.values()], *rows)
+    rows = []
+    for name, row in seen["by_word"].items():
+        cells = [row["asked_elsewhere"], row["asked"], guided["by_word"][name]["asked"], row["class"]]
+        rows.append([name, *(f"{cell:.1%}" for cell in cells)])
+    second = markdown(["", "its other words", "the word never seen", "the same, guidance 3", "class"], *rows)
 
     rows = []
     for name, row in record["curve"].items():
-        few = " (all combinations, as few examples)" if name == "few" else ""
-        unseen = "–" if row["unseen"] is None else f"{row['unseen']['all']:.1%}"
-        asked = "–" if row["unseen_asked"] is None else f"{row['unseen_asked']:.1%}"
-        rows.append([f"{row['withheld']:.0%}{few}", f"{row['examples']:,}", f"{row['seen']['all']:.1%}", unseen, asked])
-    third = markdown(["withheld", "examples", "seen: all right", "unseen: all right", "unseen: that word"], *rows)
+        cells = [f"{row['withheld']:.0%}{', all combinations' * (name == 'few')}", f"{row['examples']:,}"]
+        for part in (row["guidance 1"], row["guidance 3"]):
+            unseen = part["unseen"] and part["unseen"]["all"]
+            cells += [
+                "–" if share is None else f"{share:.1%}" for share in (part["seen"]["all"], unseen, part["asked"])
+            ]
+        rows.append(cells)
+    three = ("seen", "unseen", "the word")
+    third = markdown(["withheld", "examples", *three, *(f"{name}, guidance 3" for name in three)], *rows)
 
     rows = [
         [count, *(f"{row[part]['all']:.1%}" for part in ("seen", "unseen")), f"{row['similarity']:.3f}"]

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from vqlib.classifier import Classifier, classify
-from vqlib.data import Dataset, to_pixels
+from vqlib.data import Dataset
 from vqlib.tokens import Vocabulary
 
 BRIGHTNESS = ("dark", "grey", "bright")
@@ -28,20 +27,9 @@ NUM_WORDS = len(WORDS) + TEXT  # the words, and a padding token for each positio
 
 # A third of each class is dark, grey and bright, and a third slim, medium and wide. Per class (a row) the lowest
 # brightness, 0…255, of a grey and a bright piece; then the fewest pixels of a medium and a wide one. See `limits`.
-LIMITS = torch.tensor(
-    [
-        [[133, 185], [405, 444]],
-        [[161, 192], [239, 261]],
-        [[134, 189], [452, 504]],
-        [[152, 194], [277, 334]],
-        [[167, 196], [426, 472]],
-        [[120, 145], [162, 223]],
-        [[118, 176], [431, 488]],
-        [[136, 162], [205, 239]],
-        [[160, 186], [382, 456]],
-        [[168, 188], [313, 365]],
-    ]
-)
+_ROWS = [133, 185, 405, 444], [161, 192, 239, 261], [134, 189, 452, 504], [152, 194, 277, 334], [167, 196, 426, 472]
+_ROWS += [120, 145, 162, 223], [118, 176, 431, 488], [136, 162, 205, 239], [160, 186, 382, 456], [168, 188, 313, 365]
+LIMITS = torch.tensor(_ROWS).reshape(10, 2, 2)
 
 # What class c never occurs with in training is NEVER[c % 7]. So this list, which was written down before the first
 # training, decides: no dark t-shirt, no slim trouser, no upside-down pullover. `withheld` can take more from it.
@@ -155,20 +143,3 @@ def stream_loss(logits: torch.Tensor, tokens: torch.Tensor, vocabulary: Vocabula
     text = F.cross_entropy(words.float().flatten(0, 1), due, ignore_index=-1, reduction="sum")
     text = text / (due >= 0).sum().clamp(min=1)
     return text, F.cross_entropy(codes.float().flatten(0, 1), tokens[:, TEXT:].flatten())
-
-
-def right(images: torch.Tensor, facts: torch.Tensor, judge: Classifier) -> torch.Tensor:
-    """Whether pictures are as asked: (N, 1, 28, 28) in [-1, 1], (N, 4) int64 facts -> (N, 4) bool.
-
-    Brightness and size by the rules, for the class that was asked for; the class by the judge, who sees what should be
-    upside down turned back; the orientation too, by which way round the judge finds the class likelier. What wasn't
-    asked for (-1) is right; without a class, the other kinds go by the one that the judge sees.
-    """
-    turned = facts[:, 2] == 1
-    back = torch.where(turned[:, None, None, None], images.flip(2), images)
-    as_asked, wrong_way = (classify(judge, way)[0] for way in (back, back.flip(2)))
-    label = torch.where(facts[:, 3] < 0, as_asked.argmax(1), facts[:, 3])
-    surer = (as_asked > wrong_way).gather(1, label[:, None])[:, 0]
-    found = facts_of(to_pixels(back), label)
-    found[:, 2], found[:, 3] = torch.where(surer, facts[:, 2], 1 - facts[:, 2]), as_asked.argmax(1)
-    return (found == facts) | (facts < 0)

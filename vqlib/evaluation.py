@@ -9,9 +9,10 @@ import math
 import torch
 
 from vqlib.adversarial import draw
+from vqlib.captions import facts_of
 from vqlib.checks import check_codes, check_images, check_labels, check_number, check_scale, check_tensor, check_whole
 from vqlib.classifier import classify
-from vqlib.data import Dataset, to_images
+from vqlib.data import Dataset, to_images, to_pixels
 from vqlib.sampling import code_log_probs, log_likelihood
 from vqlib.tokens import CODES_PER_IMAGE, encode_pixels, perplexity, usage
 from vqlib.transformer import Transformer
@@ -146,6 +147,28 @@ def agreement(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     check_labels(labels, log_probs.shape[1], len(log_probs))
     right = (log_probs.argmax(1) == labels).float()
     return torch.stack([right[labels == label].mean() for label in range(log_probs.shape[1])])
+
+
+def facts_found(images: torch.Tensor, facts: torch.Tensor, judge) -> torch.Tensor:
+    """What is seen in pictures that were drawn for a caption: (N, 1, 28, 28) in [-1, 1], (N, 4) int64 -> (N, 4) int64.
+
+    facts: what was asked for, see `captions.KINDS`; -1 asks for nothing. A picture that should be upside down is turned
+    back first. Then the judge names the class, and brightness and size go by the limits of the class asked for, if any.
+    The picture counts as the right way round if the judge is surer of its class so than the other way round.
+    """
+    turned = facts[:, 2] == 1
+    back = torch.where(turned[:, None, None, None], images.flip(2), images)
+    as_asked, other_way = (classify(judge, way)[0] for way in (back, back.flip(2)))
+    seen = as_asked.argmax(1)
+    found = facts_of(to_pixels(back), torch.where(facts[:, 3] < 0, seen, facts[:, 3]))
+    surer = as_asked.amax(1) >= other_way.amax(1)  # of any class, or a picture of another class would count as turned
+    found[:, 2], found[:, 3] = torch.where(surer, turned, ~turned), seen
+    return found
+
+
+def as_asked(images: torch.Tensor, facts: torch.Tensor, judge) -> torch.Tensor:
+    """Whether pictures are what their captions ask for, kind by kind: as `facts_found`, -> (N, 4) bool."""
+    return (facts_found(images, facts, judge) == facts) | (facts < 0)
 
 
 def bayes_classes(transformer: Transformer, codes: torch.Tensor, batch_size=500) -> torch.Tensor:

@@ -66,7 +66,7 @@ def by_word(right, facts):
 def measure_seen(pair, judge, each=40, **knobs):
     """Seen and unseen combinations, chance, and the ceiling: real pictures through the tokenizer."""
     facts = EVERY.repeat(each, 1)
-    right = captions.right(drawn(pair, facts, **knobs), facts, judge)
+    right = evaluation.as_asked(drawn(pair, facts, **knobs), facts, judge)
     unseen = captions.withheld(facts)
     chance = {kind: 1 / len(values) for kind, values in zip(KINDS, captions.KINDS, strict=True)}
     return {
@@ -82,8 +82,8 @@ def measure_real(pair, judge, test):
     pixels, facts = dalle.described(test, 1)
     copies = evaluation.reconstruct(pair.vqvae, encode_pixels(pair.vqvae, pixels))
     return {
-        "copies": shares(captions.right(copies, facts, judge)),
-        "pictures": shares(captions.right(data.to_images(pixels), facts, judge)),
+        "copies": shares(evaluation.as_asked(copies, facts, judge)),
+        "pictures": shares(evaluation.as_asked(data.to_images(pixels), facts, judge)),
     }
 
 
@@ -107,7 +107,7 @@ def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=20, **knobs):
         rows[name] = {"withheld": words / len(captions.NEVER), "examples": size}
         rows[name]["steps"] = model.info["history"]["steps"][-1]["step"]
         for guidance in (1.0, GUIDANCE):
-            right = captions.right(drawn(Pair(vqvae, model), facts, guidance=guidance, **knobs), facts, judge)
+            right = evaluation.as_asked(drawn(Pair(vqvae, model), facts, guidance=guidance, **knobs), facts, judge)
             rows[name][f"guidance {guidance:g}"] = {
                 "seen": shares(right, ~unseen),
                 "unseen": shares(right, unseen) if words else None,
@@ -133,7 +133,7 @@ def measure_choice(pair, model, judge, candidates=(1, 8, 64), **knobs):
     rows, n = {}, max(candidates)
     facts = EVERY.repeat_interleave(n, 0)
     images = drawn(pair, facts, batch_size=320, **knobs)
-    right = captions.right(images, facts, judge)
+    right = evaluation.as_asked(images, facts, judge)
     scores = similarity(model, images, captions.write_captions(facts))
     features = classify(judge, images)[1]
     for k in candidates:
@@ -160,7 +160,7 @@ def measure_tokenizers(test, judge, tokenizers):
         for T in (0.8, 1.0):
             samples = drawn(pair, facts, temperature=T)
             row[f"fid_samples_{T:g}"] = evaluation.frechet_distance(classify(judge, samples)[1], real)
-            row[f"right_{T:g}"] = shares(captions.right(samples, facts, judge))
+            row[f"right_{T:g}"] = shares(evaluation.as_asked(samples, facts, judge))
         rows[name] = row
         print(name, row, flush=True)
     return rows

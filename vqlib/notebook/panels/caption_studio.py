@@ -5,9 +5,9 @@ import functools
 import torch
 
 from vqlib import captions, checkpoints
-from vqlib.classifier import classify
 from vqlib.contrastive import similarity
-from vqlib.data import SIZE, to_pixels
+from vqlib.data import SIZE
+from vqlib.evaluation import facts_found
 from vqlib.notebook.panels import base
 from vqlib.notebook.panels.base import Panel, slider
 from vqlib.notebook.panels.drawing import FAINT, RIGHT, WRONG, gallery
@@ -58,24 +58,6 @@ def draw_best(pair, codes, caption, contrastive=None):
         return images
     best = similarity(contrastive, images, [caption] * len(images)).reshape(m, n).argmax(0)
     return images[best * n + torch.arange(n)]
-
-
-def found(images, facts, judge):
-    """The facts found in pictures that were asked for other facts: (N, 1, 28, 28) in [-1, 1], (N, 4) int64 -> (N, 4).
-
-    They are found as `captions.right` finds them. Where no class was asked for (-1), the class that the judge finds
-    likeliest, either way round, stands in for it.
-    """
-    turned, asked = facts[:, 2] == 1, facts[:, 3]
-    back = torch.where(turned[:, None, None, None], images.flip(2), images)
-    as_asked, wrong_way = (classify(judge, way)[0] for way in (back, back.flip(2)))
-    free = asked < 0
-    label = torch.where(free, torch.maximum(as_asked, wrong_way).argmax(1), asked)
-    surer = (as_asked > wrong_way).gather(1, label[:, None])[:, 0]
-    seen = captions.facts_of(to_pixels(back), label)
-    seen[:, 2] = torch.where(surer, facts[:, 2], 1 - facts[:, 2])
-    seen[:, 3] = torch.where(free, label, as_asked.argmax(1))
-    return seen
 
 
 def draw_found(images, facts, asked, columns=4, zoom=4):
@@ -159,7 +141,7 @@ class CaptionStudio(Panel):
     def _draw(self):
         images = draw_best(self._drawn(), self.codes, self.caption, self.contrastive)
         asked = self.facts.expand(len(images), -1)
-        seen = found(images, asked, self.judge)
+        seen = facts_found(images, asked, self.judge)
         self._show(draw_found(images, seen, self.facts.tolist()))
         right = ((seen == asked) | (asked < 0)).all(1).sum()
         recipe = getattr(self.pair.transformer, "info", {}).get("recipe", {})
