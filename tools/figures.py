@@ -142,9 +142,10 @@ def captions():
     third = markdown(["withheld", "examples", *three, *(f"{name}, guidance 3" for name in three)], *rows)
 
     rows = [
-        [count, *(f"{row[part]['all']:.1%}" for part in ("seen", "unseen")), f"{row['similarity']:.3f}"]
+        [count, *(f"{row[part]['all']:.1%}" if part in row else "–" for part in ("seen", "unseen"))]
         for count, row in record["choose"].items()
     ]
+    rows = [[*row, f"{record['choose'][row[0]]['similarity']:.3f}"] for row in rows]
     fourth = markdown(["best of", "seen: all right", "unseen: all right", "similarity"], *rows)
 
     forms = {"mse": lambda x: f"{1000 * x:.2f}"}
