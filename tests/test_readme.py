@@ -128,14 +128,16 @@ def run(code, folder):
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=120)
 
 
-def test_the_three_lines_and_the_command_draw_the_same_boots(tmp_path):
-    assert len([line for line in BLOCKS[0].splitlines() if line]) == 3
+def test_the_lines_and_the_commands_draw_the_same_boots_and_dresses(tmp_path):
+    assert len([line for line in BLOCKS[0].splitlines() if line]) == 4
     run(BLOCKS[0], tmp_path)
-    boots = (tmp_path / "boots.png").read_bytes()
+    boots, dresses = ((tmp_path / name).read_bytes() for name in ("boots.png", "dresses.png"))
     (tmp_path / "boots.png").unlink()
-    command = shlex.split(re.search(r"`vqlib (generate .*?)`", words(README))[1])
-    subprocess.run([sys.executable, "-m", "vqlib", *command], cwd=tmp_path, check=True, timeout=120)
+    said, caption = re.search(r'`vqlib (generate "Ankle boot" .*?)`, or `("a .*?")`', words(README)).groups()
+    for command in (said, said.replace('"Ankle boot"', caption).replace("boots", "dresses")):
+        subprocess.run([sys.executable, "-m", "vqlib", *shlex.split(command)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "boots.png").read_bytes() == boots and len(boots) > 1000
+    assert (tmp_path / "dresses.png").read_bytes() == dresses != boots
 
 
 def drawn(path):

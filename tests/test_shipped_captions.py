@@ -14,14 +14,14 @@ from vqlib.tokens import usage
 EVERY = torch.cartesian_prod(*(torch.arange(len(kind)) for kind in captions.KINDS))  # the facts of all 180 captions
 KINDS = ("brightness", "size", "orientation", "class")
 
-# MARGINS, to be filled in from a run: None fails.
-SEEN = dict.fromkeys((*KINDS, "all"))  # at least this share of the pictures of combinations that training saw
-UNSEEN_CLASS = None  # at least this share has the right class, of combinations that training never saw
-LIKELIER = None  # at least this share of real pictures is likelier given its own caption than given another one
-FOUND = None  # at least this share of the mini test set finds its own caption among all 180
-CHOSEN_GAIN = None  # the best of eight is right in all kinds this much more often than the first of eight
-DVAE_MSE = None  # at most, [0, 1] scale, over the mini test set
-DVAE_CODES = None  # at least so many of the codes are in use there
+# Margins, a little below what a run gives.
+SEEN = {"brightness": 0.78, "size": 0.69, "orientation": 0.78, "class": 0.77, "all": 0.4}  # at least this share of the pictures of combinations that training saw
+UNSEEN_CLASS = 0.55  # at least this share has the right class, of combinations that training never saw
+LIKELIER = 0.95  # at least this share of real pictures is likelier given its own caption than given another one
+FOUND = 0.53  # at least this share of the mini test set finds its own caption among all 180
+CHOSEN_GAIN = 0.08  # the best of eight is right in all kinds this much more often than the first of eight
+DVAE_MSE = 0.009  # at most, [0, 1] scale, over the mini test set
+DVAE_CODES = 60  # at least so many of the codes are in use there
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def similarity(model: ContrastivePair, images: torch.Tensor, texts: Sequence[str
     with eval_mode(model):
         pairs = zip(images.split(batch_size), tokens.split(batch_size), strict=True)
         features = [model(x.to(weight), t.to(weight.device)) for x, t in pairs]
-    return torch.cat([(picture * text).sum(1) for picture, text in features] or [torch.zeros(0)]).float().cpu()
+    return torch.cat([(picture * text).sum(1) for picture, text in features]).float().cpu()
 
 
 def best_of(model: ContrastivePair, images: torch.Tensor, caption: str, keep: int = 1) -> torch.Tensor:

@@ -247,7 +247,7 @@ def start_tokens(transformer, labels, guidance, count="N"):
         and not (recipe.get("drop_class") or recipe.get("drop_caption"))
         and (guidance != 1 or (start == vocabulary.end).any())
     ):
-        remedy = "Use guidance=1 and labels, or load or train one with drop_class=0.1"
+        remedy = "Use guidance=1 and labels, or load or train one with drop_class=0.1 (or drop_caption)"
         need = 'guidance other than 1, or a start with the end token, needs a Transformer that learned "any class"'
         raise ValueError(f"{need}. {remedy}")
     return start.to(transformer.token_embedding.weight.device)

@@ -102,16 +102,16 @@ def train(options):
         run(stages.train_classifier, "critic", recipes.CRITIC)
     if options.stage in ("vqvae", "all"):
         run(stages.train_vqvae, "vqvae", vqvae_recipe)
-    if options.stage in ("dvae", "dalle"):
-        run(dalle.train_dvae, "dvae", recipes.DVAE)
-    if options.stage in ("contrastive", "dalle"):
-        run(dalle.train_contrastive, "contrastive", recipes.CONTRASTIVE)
     if options.stage not in ("vqvae", "classifiers", "dvae", "contrastive"):
         own = folder / "vqvae.safetensors"
         if folder != checkpoints.runs_folder() and not own.is_file():  # the shipped one won't do
             sys.exit(f"error: this run has no tokenizer, {own}. Train vqvae first, with the same options")
         vqvae = checkpoints.load_vqvae(own if own.is_file() else None)
         distributed.say(f"tokenizer: {vqvae.info['path']}")
+    if options.stage in ("dvae", "dalle"):
+        run(dalle.train_dvae, "dvae", recipes.DVAE)
+    if options.stage in ("contrastive", "dalle"):
+        run(dalle.train_contrastive, "contrastive", recipes.CONTRASTIVE)
     if options.stage in ("transformer", "all"):
         run(stages.train_transformer, "transformer", transformer_recipe, vqvae)
     if options.stage in ("captions", "dalle"):

@@ -55,6 +55,11 @@ class VQVAERecipe(Recipe):
     ema_decay: float = 0.99  # these two only matter with quantizer="ema"
     revive_below: float = 0.0  # a code that is used less than this fraction of an even share restarts; 0: never
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model.quantizer == "gumbel":
+            raise ValueError("the model's quantizer must be 'gradient' or 'ema': a discrete VAE has a DVAERecipe")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerRecipe(Recipe):
@@ -101,6 +106,11 @@ class ContrastiveRecipe(Recipe):
     model: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     withheld: int = 1  # as in `CaptionRecipe`
     turned: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.check_whole("withheld", self.withheld, 0, 4)
+        checks.check_whole("turned", self.turned, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
