@@ -15,7 +15,8 @@ EVERY = torch.cartesian_prod(*(torch.arange(len(kind)) for kind in captions.KIND
 KINDS = ("brightness", "size", "orientation", "class")
 
 # Margins, a little below what a run gives.
-SEEN = {"brightness": 0.78, "size": 0.69, "orientation": 0.78, "class": 0.77, "all": 0.4}  # at least this share of the pictures of combinations that training saw
+# At least this share of the pictures of combinations that training saw.
+SEEN = {"brightness": 0.78, "size": 0.69, "orientation": 0.78, "class": 0.77, "all": 0.4}
 UNSEEN_CLASS = 0.55  # at least this share has the right class, of combinations that training never saw
 LIKELIER = 0.95  # at least this share of real pictures is likelier given its own caption than given another one
 FOUND = 0.53  # at least this share of the mini test set finds its own caption among all 180

@@ -131,15 +131,18 @@ def captions():
 
     rows = []
     for name, row in record["curve"].items():
-        cells = [f"{row['withheld']:.0%}{', all combinations' * (name == 'few')}", f"{row['examples']:,}"]
+        cells = [
+            f"{row['withheld']:.0%}{', few examples' * (name == 'few')}",
+            f"{row['examples']:,}",
+            f"{row['steps']:,}",
+        ]
         for part in (row["guidance 1"], row["guidance 3"]):
-            unseen = part["unseen"] and part["unseen"]["all"]
-            cells += [
-                "–" if share is None else f"{share:.1%}" for share in (part["seen"]["all"], unseen, part["asked"])
-            ]
+            unseen = f"{part['unseen']['all']:.1%}" if part["unseen"] else "–"
+            cells += [f"{part['seen']['all']:.1%}", unseen, f"{part['first']:.1%}"]
         rows.append(cells)
-    three = ("seen", "unseen", "the word")
-    third = markdown(["withheld", "examples", *three, *(f"{name}, guidance 3" for name in three)], *rows)
+    three = ("seen", "unseen", "the ten")
+    head = ["withheld", "examples", "steps", *three, *(f"{name}, guidance 3" for name in three)]
+    third = markdown(head, *rows)
 
     rows = [
         [count, *(f"{row[part]['all']:.1%}" if part in row else "–" for part in ("seen", "unseen"))]

@@ -206,12 +206,13 @@ def main():
         model = checkpoints.load_contrastive(options.contrastive, shipped=True)
         figures = measure_choice(pair, model, judge, data.load("test"), **knobs)
     elif options.what == "tokenizers":
-        crisp = pair.drawn_by(checkpoints.load_decoder("crisp", shipped=True, vqvae=pair.vqvae))
-        tokenizers = {"vqvae": pair, "vqvae, crisp": crisp}
+        plain = pair._replace(vqvae=tokenizer)
+        crisp = plain.drawn_by(checkpoints.load_decoder("crisp", shipped=True, vqvae=tokenizer))
+        tokenizers = {"VQ-VAE": plain, "VQ-VAE, crisp": crisp}
         if options.dvae_model:
             vqvae = checkpoints.load_dvae(options.dvae, shipped=True)
             model = checkpoints.load_transformer(options.dvae_model, name="captions", vqvae=vqvae)
-            tokenizers["dvae"] = Pair(vqvae, model)
+            tokenizers["discrete VAE"] = Pair(vqvae, model)
         figures = measure_tokenizers(data.load("test"), judge, tokenizers)
     print(json.dumps(figures, indent=1))
     if options.out:

@@ -58,12 +58,12 @@ def test_everything_is_measured_and_written_as_the_kept_file_is(small, judge, tm
     figures["curve"] = bench.measure_curve(pictures(90), small.vqvae, judge, tmp_path, steps=1, each=1)
     chooser = ContrastivePair(ContrastiveConfig(channels=4, features=8)).eval()
     figures["choose"] = bench.measure_choice(small, chooser, judge, test, candidates=(1, 2))
-    figures["tokenizers"] = bench.measure_tokenizers(test, judge, {"vqvae": small})
+    figures["tokenizers"] = bench.measure_tokenizers(test, judge, {"VQ-VAE": small})
     assert figures.keys() == kept.keys()
     for name in ("seen", "guided", "curve"):
         assert figures[name].keys() == kept[name].keys()
     assert figures["choose"]["2"].keys() == kept["choose"]["64"].keys()
-    assert figures["tokenizers"]["vqvae"].keys() == kept["tokenizers"]["vqvae"].keys()
+    assert figures["tokenizers"]["VQ-VAE"].keys() == kept["tokenizers"]["VQ-VAE"].keys()
     one = figures["curve"]
     assert one["0"]["examples"] > one["1"]["examples"] > one["2"]["examples"] > one["4"]["examples"] > 0
     assert figures["choose"]["2"]["similarity"] >= figures["choose"]["1"]["similarity"]
