@@ -2,10 +2,12 @@
 
 import itertools
 import math
+import sys
+import textwrap
 
 import pytest
 import torch
-from conftest import defaults, seeded
+from conftest import defaults, seeded, shown
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,6 +241,26 @@ def test_the_readers_defaults_change_nothing(test, default):
     assert other[:2] == usual[:2] and all(torch.equal(a, b) for a, b in zip(other[2:], usual[2:], strict=True))
 
 
+def test_a_default_device_set_before_the_import_changes_nothing():
+    code = """
+        import torch
+        torch.set_default_device("meta")
+        from vqlib import captions, data
+        test = data.load_mini("test")
+        print(captions.facts_of(test.pixels[:5], test.labels[:5]).sum().item())
+    """
+    test = data.load_mini("test")
+    assert shown(sys.executable, textwrap.dedent(code)) == [
+        str(captions.facts_of(test.pixels[:5], test.labels[:5]).sum().item())
+    ]
+
+
+@given(st.tuples(*(st.integers(-1, len(kind) - 1) for kind in KINDS)).filter(lambda facts: facts[2] >= 0))
+def test_what_is_not_said_is_not_written(facts):
+    written = captions.write_captions(torch.tensor([facts, facts]), None)
+    assert captions.read_captions(written).tolist() == [list(facts)] * 2
+
+
 # --- one stream: the loss --------------------------------------------------------------------------------------------
 
 
@@ -331,6 +353,8 @@ def test_right_is_what_a_slow_version_finds(test, judge):
     for kind, values in enumerate(KINDS):
         facts[:, kind] = torch.where(wrong[:, kind] < 0.3, (facts[:, kind] + 1) % len(values), facts[:, kind])
     facts[wrong > 0.8] = -1
+    seen = evaluation.facts_found(images, facts, judge)
+    assert (seen >= 0).all() and (seen.amax(0) < torch.tensor([len(values) for values in KINDS])).all()
     found = evaluation.as_asked(images, facts, judge)
     assert found.tolist() == [slow_right(*example, judge) for example in zip(images, facts.tolist(), strict=True)]
     for way, kind in itertools.product((slice(0, None, 2), slice(1, None, 2)), range(4)):

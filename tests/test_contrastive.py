@@ -66,6 +66,8 @@ def test_features_have_length_one_and_similarity_is_their_product(model, images)
     assert pictures.shape == texts.shape == (5, 8)
     for rows in (pictures, texts):
         assert torch.allclose(rows.norm(dim=1), torch.ones(5, dtype=torch.float64))
+    bags = torch.stack([model.text.weight[row].sum(0) for row in tokens])
+    assert torch.allclose(texts, bags / bags.norm(dim=1, keepdim=True))
     scores = similarity(model, images[:5], TEXTS)
     assert scores.dtype == torch.float32 and scores.shape == (5,) and not scores.requires_grad
     assert torch.allclose(scores, (pictures * texts).sum(1).float()) and len(scores.unique()) == 5

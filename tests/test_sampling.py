@@ -486,6 +486,14 @@ def test_the_likelihood_given_a_caption_is_summed_over_positions():
     assert (log_likelihood(CAPTIONED, codes, TOKENS) - nats).abs().max() < 1e-9
 
 
+def test_a_model_that_reads_captions_refuses_classes():
+    for use in (sample, sample_parallel):
+        with pytest.raises(ValueError, match="labels.*captions"):
+            use(CAPTIONED, torch.tensor([3]))
+    with pytest.raises(ValueError, match="labels.*captions"):
+        log_likelihood(CAPTIONED, torch.zeros(1, 7, 7, dtype=torch.int64), torch.tensor([3]))
+
+
 @torch.no_grad()
 def test_words_are_never_drawn_however_likely_they_are():
     model = lively_transformer(num_words=captions.NUM_WORDS)

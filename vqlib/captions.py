@@ -29,7 +29,7 @@ NUM_WORDS = len(WORDS) + TEXT  # the words, and a padding token for each positio
 # brightness, 0…255, of a grey and a bright piece; then the fewest pixels of a medium and a wide one. See `limits`.
 _ROWS = [133, 185, 405, 444], [161, 192, 239, 261], [134, 189, 452, 504], [152, 194, 277, 334], [167, 196, 426, 472]
 _ROWS += [120, 145, 162, 223], [118, 176, 431, 488], [136, 162, 205, 239], [160, 186, 382, 456], [168, 188, 313, 365]
-LIMITS = torch.tensor(_ROWS).reshape(10, 2, 2)
+LIMITS = torch.tensor(_ROWS, device="cpu").reshape(10, 2, 2)
 
 # What class c never occurs with in training is NEVER[c % 7]. So this list, which was written down before the first
 # training, decides: no dark t-shirt, no slim trouser, no upside-down pullover. `withheld` can take more from it.
@@ -81,8 +81,8 @@ def fact_of(word):
 def write_captions(facts: torch.Tensor, generator: torch.Generator | None = None) -> list[str]:
     """A caption for each row of facts, (N, 4) int64, in one of two forms: "a slim dress", "dress, dark and slim".
 
-    Brightness and size are left out a quarter of the time each, and where they are -1; class and "upside-down" never.
-    Without a generator everything is said, in the first form: "a dark slim dress".
+    Brightness and size are left out a quarter of the time each, and what is -1 always. Without a generator everything
+    else is said, in the first form: "a dark slim dress".
     """
     dice = torch.ones(len(facts), 4, device="cpu")
     if generator is not None:
@@ -90,11 +90,12 @@ def write_captions(facts: torch.Tensor, generator: torch.Generator | None = None
     captions = []
     for (brightness, size, turned, label), (a, b, order, form) in zip(facts.tolist(), dice.tolist(), strict=True):
         words = [BRIGHTNESS[brightness]] * (a > 1 / 4 and brightness >= 0) + [SIZE[size]] * (b > 1 / 4 and size >= 0)
-        words = (words if order > 1 / 2 else words[::-1]) + [TURNED[1]] * turned
-        if words and form < 1 / 3:
+        words = (words if order > 1 / 2 else words[::-1]) + [TURNED[1]] * (turned == 1)
+        name = [CLASSES[label]] * (label >= 0)
+        if words and name and form < 1 / 3:
             captions.append(f"{CLASSES[label]}, {' and '.join(words)}")
         else:
-            captions.append(" ".join(["an" if words[:1] == [TURNED[1]] else "a", *words, CLASSES[label]]))
+            captions.append(" ".join(["an" if words[:1] == [TURNED[1]] else "a", *words, *name]))
     return captions
 
 
@@ -110,7 +111,8 @@ def split(caption: str) -> list[str]:
 def read_captions(captions: Sequence[str]) -> torch.Tensor:
     """The facts that captions state, the way back from `write_captions`: (N, 4) int64.
 
-    -1 stands for what isn't said, or is said in two ways. Raises ValueError as `split` does.
+    -1 stands for what isn't said, or is said in two ways; but a caption that doesn't say "upside-down" means upright.
+    Raises ValueError as `split` does.
     """
     facts = []
     for caption in captions:

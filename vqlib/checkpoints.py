@@ -93,6 +93,8 @@ def _remedy(path):
         return RESTORE
     if path.stem in DECODERS and not path.is_file():
         return "Train one (`python -m vqlib.training decoders`, or training.train_decoder), or leave decoder out"
+    if path.stem in ("captions", "contrastive", "dvae") and not path.is_file():
+        return f"Train it (`python -m vqlib.training {path.stem}`), or load the shipped one (shipped=True)"
     old = Path(*("ancestor" if part == "original" else part for part in path.parts))
     if old != path and old.exists():
         return f"Version 0.1 called this run {old}, which is there: name that"

@@ -47,7 +47,7 @@ class ContrastivePair(nn.Module):
             nn.Linear(2 * c * 7 * 7, features),
         )
         self.text = nn.EmbeddingBag(WORDS_ONLY.size, features, mode="sum")  # a bag of words: their order doesn't count
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # 1/temperature, learned as in CLIP
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # learned; CLIP also keeps it below 100
 
     def forward(self, images, tokens):
         return F.normalize(self.picture(images), dim=1), F.normalize(self.text(tokens), dim=1)

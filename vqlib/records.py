@@ -37,7 +37,7 @@ def load_decoders() -> dict:
 
 
 def load_captions() -> dict:
-    """What the captioned model makes of captions, seen together or not: {"seen", "curve", "choose", "tokenizers"}.
+    """What the captioned model makes of words: "seen" together or not, "guided", "curve", "choose", "tokenizers".
 
     Written by ``tests/benchmarks/captions.py``, whose functions say what each holds.
     """

@@ -239,6 +239,9 @@ def start_tokens(transformer, labels, guidance, count="N"):
         checks.check_tensor("labels", labels, (count, "S"), torch.int64, 0, vocabulary.size - 1)
         checks.check_whole("the start's length", labels.shape[1], 1, transformer.config.context - CODES_PER_IMAGE + 1)
     else:
+        if vocabulary.num_words:
+            remedy = "Start from captions.text_tokens(captions, vocabulary), or take load_pair() for classes"
+            raise ValueError(f"labels must be tokens to start from: this Transformer has learned no classes. {remedy}")
         checks.check_labels(labels, vocabulary.num_classes, count)
         start = vocabulary.num_codes + labels[:, None]
     recipe = getattr(transformer, "info", {}).get("recipe", {})  # loaded and trained models carry theirs

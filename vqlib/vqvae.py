@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """(B, 1, 28, 28) images in [-1, 1] -> (B, D, 7, 7) latents.
+    """(B, 1, 28, 28) images in [-1, 1] -> (B, D, 7, 7) latents, or with "gumbel" (B, K, 7, 7) logits.
 
     There is no BatchNorm, so a picture's codes do not depend on the rest of its batch.
     """

@@ -59,8 +59,8 @@ def parse(arguments):
         parser.error("the classifiers have one recipe: leave --recipe out")
     if options.stage in DALLE and options.data != sources.NAMES[0]:
         parser.error(f"the captions speak of clothes: leave --data {options.data} out")
-    if options.stage in DALLE and options.stage != "captions" and distributed.launched():
-        parser.error("of these only captions can train in several processes: leave torchrun out")
+    if options.stage in DALLE and distributed.launched():
+        parser.error("what notebook 8 adds is trained in one process: leave torchrun out")
     if options.stage in decoders and distributed.launched():
         parser.error("a decoder and its discriminator train by turns, in one process: leave torchrun out")
     if options.stage == "classifiers" and distributed.launched():

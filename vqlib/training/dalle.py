@@ -24,8 +24,7 @@ class DVAEStage(VQVAEStage):
     """-ln p(picture | soft codes) + weight · KL(codes ‖ uniform), both in nats per pixel (`dvae`), on a `Dataset`."""
 
     def initialise(self):
-        if distributed.world_size() > 1:
-            raise ValueError("a discrete VAE trains in one process: leave torchrun out")
+        alone(self)
 
     def loss(self, batch):
         images, model = data.to_images(self.pixels[batch.examples()]), self.model
@@ -47,7 +46,8 @@ class CaptionStage(Stage):
     """Text and codes in one stream: 1/8 of the loss is the text's, 7/8 the codes'. On (codes, facts) of a `Dataset`.
 
     Each picture gets a new caption each time. With ``drop_caption``, a share gets none: the end token stands in all of
-    its places. Pictures whose facts are withheld are taken out here, before anything else sees them.
+    its places. Pictures whose facts are withheld are taken out here, before the Transformer sees them. The
+    tokenizer, which knows no words, has learned from all upright pictures.
     """
 
     model_class = Transformer
@@ -63,12 +63,15 @@ class CaptionStage(Stage):
         pixels, facts = described(dataset, recipe.turned)
         return encode_pixels(vqvae, pixels, progress=progress), facts
 
+    def initialise(self):
+        alone(self)
+
     def hidden(self):
         return list(self.model.blocks.parameters())
 
     def loss(self, batch):
         vocabulary, index = self.recipe.model.vocabulary, batch.examples()
-        texts = captions.write_captions(self.facts[batch.index.cpu()], batch.generator)[batch.mine]
+        texts = captions.write_captions(self.facts[index.cpu()], batch.generator)
         text = captions.text_tokens(texts, vocabulary).to(self.device)
         text[batch.happens(self.recipe.drop_caption)] = vocabulary.end
         tokens = torch.cat([text, self.codes[index]], dim=1)
@@ -104,8 +107,7 @@ class ContrastiveStage(Stage):
         return described(dataset, recipe.turned)
 
     def initialise(self):
-        if distributed.world_size() > 1:
-            raise ValueError("the contrastive loss needs whole batches: leave torchrun out")
+        alone(self)
 
     def loss(self, batch):
         index = batch.examples()
@@ -128,6 +130,12 @@ class ContrastiveStage(Stage):
                 pictures, texts = self.model(data.to_images(some.to(self.device)), tokens)
                 right += (choices[(pictures @ texts.T).argmax(1).cpu()] == said).all(1).sum().item()
         return {"accuracy": right / len(pixels), "pictures": len(pixels)}
+
+
+def alone(stage):
+    """Refuse to train in several processes: these losses are means over parts of a batch that don't add up."""
+    if distributed.world_size() > 1:
+        raise ValueError(f"a {type(stage).__name__} trains in one process: leave torchrun out")
 
 
 def described(dataset, turned):

@@ -66,6 +66,10 @@ class TransformerRecipe(Recipe):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     drop_class: float = 0.0  # share of sequences that start with "any class" in place of their own: for guidance
 
+    def __post_init__(self):
+        super().__post_init__()
+        checks.check_whole("the model's num_words", self.model.num_words, 0, 0, "Captions have a CaptionRecipe")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRecipe(Recipe):
@@ -116,7 +120,7 @@ class ContrastiveRecipe(Recipe):
 @dataclass(frozen=True, kw_only=True)
 class DVAERecipe(Recipe):
     model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(quantizer="gumbel", code_dim=64))
-    kl: float = 1.0  # the final weight of the KL, see `dvae`; 1 is the true evidence lower bound
+    kl: float = 1.0  # the final weight of the KL, see `dvae`; 1 is that of the evidence lower bound
 
     def __post_init__(self):
         super().__post_init__()

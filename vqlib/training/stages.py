@@ -120,7 +120,7 @@ class VQVAEStage(Stage):
             self.model.quantizer.init_from(rearrange(latents, "b d h w -> (b h w) d"), generator)
 
     def hidden(self):
-        return [p for p in self.model.parameters() if p.ndim == 4 and p.shape[1] > 1]  # not what reads or draws pixels
+        return [p for p in self.model.parameters() if p.ndim == 4 and p.shape[1] > 2]  # not what reads or draws pixels
 
     def loss(self, batch):
         images = data.to_images(self.pixels[batch.examples()])
@@ -310,7 +310,7 @@ def train_decoder(
     `Pair.drawn_by` draws with it. validation and test, if given, need two pictures, for their Fréchet distance.
     """
     check_kinds(recipe=(recipe, DecoderRecipe), vqvae=(vqvae, VQVAE))
-    remedy = "Take the tokenizer with its own decoder, as checkpoints.load_vqvae gives it"
+    remedy = "Take a VQ-VAE with its own decoder, as checkpoints.load_vqvae gives it"
     check_choice("the tokenizer's decoder", type(vqvae.decoder).__name__, ("Decoder",), remedy)
     for name, dataset in (("validation", validation), ("test", test)):
         if isinstance(dataset, data.Dataset):

@@ -19,13 +19,6 @@ from vqlib.vqvae import GRID
 BATCH = 128  # so many pictures are written together: with 64 candidates for each there can be 1024
 
 
-def caption_of(facts):
-    """The caption that says these facts and no more, a list of four, -1 for what isn't said: "a bright slim dress"."""
-    words = [kind[fact] for kind, fact in zip(captions.KINDS, facts, strict=True) if fact >= 0]
-    words = [word for word in words if word != captions.TURNED[0]]
-    return " ".join(["an" if words[:1] == [captions.TURNED[1]] else "a", *words])
-
-
 def unseen(facts, words=1):
     """The pairs of words in (4,) facts that training never saw together, of `captions.withheld`: ["bright dress"]."""
     pairs = torch.where(torch.eye(3, 4, dtype=torch.bool), facts, -1)  # each of the other facts alone …
@@ -85,8 +78,9 @@ class CaptionStudio(Panel):
     """Write a caption, by dropdowns or freely, and see which of its words the pictures follow.
 
     pair: a `Pair` that writes for captions, by default what ``load_pair(captions=True)`` finds. judge: a classifier, by
-    default the shipped one. contrastive: a `ContrastivePair`, by default the shipped one, which is loaded when there
-    are candidates to choose from. caption, n, seed: where the caption, the number of pictures and the seed begin.
+    default what `load_classifier` finds. contrastive: a `ContrastivePair`, by default what `load_contrastive` finds,
+    once there are candidates to choose from. caption, n, seed: where the caption, the number of pictures and the seed
+    begin.
     """
 
     def _build(self, pair=None, judge=None, contrastive=None, caption="a bright slim dress", n=8, seed=0):
@@ -119,7 +113,8 @@ class CaptionStudio(Panel):
     def _say(self, change):
         """Write what the dropdowns say into the line of text, unless they have just followed it."""
         if not self.following:
-            self.text.value = caption_of([dropdown.value for dropdown in self.words])  # which draws it
+            facts = torch.tensor([[dropdown.value for dropdown in self.words]])
+            self.text.value = captions.write_captions(facts)[0]  # which draws it
 
     def _follow(self, facts):
         self.following = True
