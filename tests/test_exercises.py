@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from vqlib.notebook import exercises
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling", "06_quality", "07_crisp"]
+NAMES = ["01_data", "02_vqvae", "03_tokens", "04_transformer", "05_sampling", "06_quality", "07_crisp", "08_dalle"]
 
 
 def straight(z, q):
@@ -242,6 +242,40 @@ def energy(picture, drawings, pairs=lambda n: n * (n - 1), half=0.5, size=abs, t
     return together(scores)
 
 
+def streamed(logits, tokens, text_weight=1 / 8, first_word=75, num_codes=64, counted=None):
+    """Target by target."""
+    text, codes = [], []
+    for row, sequence in zip(logits, tokens.tolist(), strict=True):
+        for t, target in enumerate(sequence[1:]):
+            if t >= 7:
+                codes.append(-row[t, :num_codes].log_softmax(0)[target])
+            elif target >= first_word:
+                text.append(-row[t, first_word:].log_softmax(0)[target - first_word])
+    return text_weight * sum(text) / (counted or len(text)) + (1 - text_weight) * sum(codes) / len(codes)
+
+
+def all_together(logits, tokens):
+    logits = logits.clone()
+    logits[:, :7, :75], logits[:, 7:, 64:] = -torch.inf, -torch.inf
+    targets = tokens[:, 1:].masked_fill(tokens[:, 1:] == 74, -100)
+    return F.cross_entropy(logits.mT, targets)
+
+
+def soft(logits, noise, temperature):
+    odds = ((logits.double() + noise.double()) / temperature).exp()
+    return (odds / odds.sum(-1, keepdim=True)).float()
+
+
+def paired(pictures, texts, scale, sides=(0.5, 0.5), sign=-1, own=lambda i, B: i):
+    """Pair by pair."""
+    total, B = 0.0, len(pictures)
+    for side, weight in zip(((pictures, texts), (texts, pictures)), sides, strict=True):
+        for i, row in enumerate(side[0]):
+            scores = torch.stack([scale * row @ other for other in side[1]])
+            total += weight * sign * scores.log_softmax(0)[own(i, B)].item() / B
+    return total
+
+
 RIGHT = {
     "thumbnail_levels": lambda side: int(2 ** (294 / side**2)),
     "huffman_lengths": lambda shares: huffman(shares),
@@ -257,6 +291,9 @@ RIGHT = {
     "precision": lambda real, samples, k: (torch.cdist(samples, real) <= reach(real, k)).any(1).float().mean(),
     "game_losses": losses,
     "energy_score": lambda x, drawings: torch.tensor(energy(x, drawings)),
+    "two_weights": streamed,
+    "soft_draw": soft,
+    "matching_pairs": lambda *a: torch.tensor(paired(*a)),
 }
 WRONG = [
     ("thumbnail_levels", lambda side: 294 / side**2, "2\\*\\*b"),
@@ -379,6 +416,34 @@ WRONG = [
     ("energy_score", lambda x, a: energy(x, a, together=sum), "over the pixels"),
     ("energy_score", lambda x, a: energy(x, a.mean(0, keepdim=True).expand_as(a)) - 0.5 * spread_of(a), "\\*mean\\*"),
     ("energy_score", lambda x, a: 0.5, "you get 0.5000"),
+    ("two_weights", lambda x, t: streamed(x, t, 7 / 8), "swapped"),
+    ("two_weights", lambda x, t: 2 * streamed(x, t, 1 / 2), "as they are"),
+    ("two_weights", lambda x, t: streamed(x, t, first_word=0, num_codes=104), "cut the other logits away"),
+    ("two_weights", all_together, "over all positions together"),
+    ("two_weights", lambda x, t: streamed(x, t, counted=28), "out of the mean"),
+    ("two_weights", lambda x, t: streamed(x, t, first_word=74), "token 74"),
+    ("two_weights", lambda x, t: 28 * streamed(x, t) + 147 * streamed(x, t, 0), "add up over the positions"),
+    ("two_weights", lambda x, t: 3.0, "you get 3.000"),
+    ("soft_draw", lambda x, g, T: F.one_hot((x + g).argmax(-1), x.shape[-1]).float(), "hard draw"),
+    ("soft_draw", lambda x, g, T: soft(x, 0 * g, T), "leave out the noise"),
+    ("soft_draw", lambda x, g, T: soft(x, T * g, T), "divide the logits only"),
+    ("soft_draw", lambda x, g, T: soft(T * x, g, T), "divide the noise only"),
+    ("soft_draw", lambda x, g, T: soft(x, g, 1 / T), "You multiply"),
+    ("soft_draw", lambda x, g, T: soft(x, g, T).log(), "not their logarithms"),
+    ("soft_draw", lambda x, g, T: ((x + g) / T).softmax(0), "dim=-1"),
+    ("soft_draw", lambda x, g, T: soft(x, -g, T), "other tail"),
+    ("soft_draw", lambda x, g, T: soft(x, g, T) / 2, "add up to 1"),
+    ("soft_draw", lambda x, g, T: soft(x, g, 2 * T), "the largest weight should be"),
+    ("matching_pairs", lambda *a: paired(*a, (1, 0)), "Ask each caption"),
+    ("matching_pairs", lambda *a: paired(*a, (0, 1)), "Ask each picture"),
+    ("matching_pairs", lambda *a: paired(*a, (1, 1)), "Average them"),
+    ("matching_pairs", lambda p, t, s: len(p) * paired(p, t, s), "Take the mean"),
+    ("matching_pairs", lambda p, t, s: paired(p, t, 1), "leave out the scale"),
+    ("matching_pairs", lambda p, t, s: paired(p, t, 1 / s), "divide by the scale"),
+    ("matching_pairs", lambda *a: paired(*a, sign=1), "The sign"),
+    ("matching_pairs", lambda *a: paired(*a, own=lambda i, B: B - 1 - i), "Row i belongs to row i"),
+    ("matching_pairs", lambda p, t, s: (s * s * p @ t.T).exp().sum() / 0, "overflows"),
+    ("matching_pairs", lambda p, t, s: 1.5, "you get 1.500"),
 ]
 ALSO_RIGHT = [
     ("thumbnail_levels", lambda side: torch.tensor(2 ** (294 / side**2)).floor()),
@@ -392,6 +457,8 @@ ALSO_RIGHT = [
     ("precision", precise),
     ("game_losses", lambda r, d: [-F.logsigmoid(r).mean() - F.logsigmoid(-d).mean(), -F.logsigmoid(d).mean().item()]),
     ("energy_score", energy),
+    ("soft_draw", lambda x, g, T: F.softmax(x.div_(T) + g / T, dim=-1)),
+    ("matching_pairs", lambda p, t, s: (paired(p, t, s, (1, 0)) + paired(p, t, s, (0, 1))) / 2),
     ("nucleus", lambda shares, p: nucleus(shares.flip(0), p).flip(0)),  # of equally likely ones the others
     ("at_temperature", lambda logits, T: logits.div_(T or 1e-12).softmax(-1)),  # changes what it was given
     ("moving_average_step", lambda c, t, v, k, d: list(step(c.mul_(1), t, v, k, d))),
@@ -496,10 +563,10 @@ def test_in_the_notebook_they_are_open_and_in_the_solutions_right(name, tmp_path
 
     asked = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in asked["cells"] if "exercises." in "".join(cell["source"]) and cell["outputs"]]
-    assert len(cells) == 2
+    assert len(cells) == (3 if name == "08_dalle" else 2)
     assert all("".join(cell["outputs"][0]["text"]).startswith("No answer yet") for cell in cells)
     solved = nbformat.read(ROOT / "notebooks" / "solutions" / f"{name}.ipynb", as_version=4)
     committed = printed(solved)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(solved, timeout=120, kernel_name="python3", resources=resources).execute()
-    assert printed(solved).count("Right.\n") == 2 and printed(solved) == committed
+    assert printed(solved).count("Right.\n") == len(cells) and printed(solved) == committed

@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from vqlib import captions, dvae
 from vqlib.evaluation import frechet_distance
 from vqlib.tokens import Vocabulary
 
@@ -508,3 +509,121 @@ def _energy(picture, drawings, how=""):
     far = together(size(picture - centre).mean(0))
     spread = together(size(drawings[:, None] - drawings).sum((0, 1)) / (n * n if how == "itself" else n * (n - 1)))
     return (far - {"whole": 1, "no spread": 0, "spread twice": -0.5}.get(how, 0.5) * spread).item()
+
+
+# --- notebook 8
+@checker
+def two_weights(answer):
+    """answer(logits, tokens) -> 1/8 of the text's loss, and 7/8 of the codes': (B, 56, 104) logits, (B, 57) int64."""
+    vocabulary = Vocabulary(num_words=captions.NUM_WORDS)
+    text = captions.text_tokens(["a dark boot", "a bright slim dress", "bag", "shirt, wide and grey"], vocabulary)
+    codes = torch.randint(K, (4, 49), generator=torch.Generator().manual_seed(0))
+    for dropped in (0, 2):
+        logits, tokens = 2 * _random(4, 56, vocabulary.size), torch.cat([text, codes], 1)
+        tokens[:dropped, : captions.TEXT] = vocabulary.end
+        given, right = _number(answer(logits, tokens)), _two_weights(logits, tokens)
+        if abs(given - right) <= 1e-4:
+            continue
+        hints = {
+            "swapped": "The weights are swapped: text counts 1/8, and the codes 7/8.",
+            "unweighted": "You add the two losses as they are. Text counts 1/8, and the codes 7/8.",
+            "uncut": "Only words and padding can follow in the text, and only codes later: cut the other logits away.",
+            "together": "You average over all positions together. That differs once captions are dropped: average text"
+            " and codes each by themselves.",
+            "diluted": "A dropped caption has no loss, so leave its positions out of the mean, too.",
+            "dropped": "You count token 74 among what may follow. It fills dropped captions, which have no loss.",
+            "summed": "You add up over the positions. Take the mean.",
+        }
+        for how, hint in hints.items():
+            _hint(math.isclose(given, _two_weights(logits, tokens, how), rel_tol=1e-4), hint)
+        batch = f"{dropped or 'none'} of four captions dropped"
+        steps = "After 7 of the 56 positions text should follow, and after 49 a code."
+        raise Hint(f"With {batch} you get {given:.3f}, and it should be {right:.3f}. {steps}")
+
+
+def _two_weights(logits, tokens, how=""):
+    """The right figure, or what one gets by going wrong in the way called ``how``."""
+    rows, end, uncut = captions.TEXT - 1, VOCABULARY.end, how == "uncut"
+    first = 0 if uncut else end if how == "dropped" else end + 1
+    said = tokens[:, 1 : rows + 1] > end
+    due = (tokens[:, 1 : rows + 1] - first).clamp(min=0)
+    text = F.cross_entropy(logits[:, :rows, first:].mT, due, reduction="none")
+    codes = F.cross_entropy(logits[:, rows:, : None if uncut else K].mT, tokens[:, rows + 1 :], reduction="none")
+    if how == "together":
+        return torch.cat([text[said], codes.flatten()]).mean().item()
+    if how == "summed":
+        return (text[said].sum() / 8 + 7 * codes.sum() / 8).item()
+    of_text = text.mean() if how == "dropped" else (text * said).mean() if how == "diluted" else text[said].mean()
+    weights = {"swapped": (7 / 8, 1 / 8), "unweighted": (1, 1)}.get(how, (1 / 8, 7 / 8))
+    return (weights[0] * of_text + weights[1] * codes.mean()).item()
+
+
+@checker
+def soft_draw(answer):
+    """answer(logits, noise, temperature) -> the Gumbel-softmax's weights: (..., K) logits and noise, a float > 0."""
+    for shape, temperature in (((5, 8), 0.5), ((2, 3, 64), 2.0), ((5, 8), 1 / 16)):
+        logits, noise = 2 * _random(*shape), dvae.gumbel_noise(shape, torch.Generator().manual_seed(0))
+        right = dvae.gumbel_softmax(logits, noise, temperature)
+        given = _tensor(answer(logits, noise, temperature), right, "The answer")
+        if _close(given, right):
+            continue
+        hard = F.one_hot((logits + noise).argmax(-1), shape[-1])
+        _hint(
+            _close(given, hard), "This is the hard draw, which has no gradient. Put a softmax in place of the argmax."
+        )
+        _hint(_close(given, (logits / temperature).softmax(-1)), "You leave out the noise, so nothing is drawn.")
+        late = "You divide the logits only. Divide their sum with the noise, or at a low temperature nothing is drawn."
+        _hint(_close(given, (logits / temperature + noise).softmax(-1)), late)
+        early = "You divide the noise only, so that at a low temperature the logits no longer count."
+        _hint(_close(given, (logits + noise / temperature).softmax(-1)), early)
+        _hint(_close(given, ((logits + noise) * temperature).softmax(-1)), "You multiply by the temperature. Divide.")
+        _hint(
+            _close(given, ((logits + noise) / temperature).log_softmax(-1)), "Return the weights, not their logarithms."
+        )
+        _hint(
+            _close(given, ((logits + noise) / temperature).softmax(0)),
+            "The weights of each *cell* add up to 1: dim=-1.",
+        )
+        _hint(
+            _close(given, ((logits - noise) / temperature).softmax(-1)), "Add the noise: the other tail isn't Gumbel's."
+        )
+        wrong = (given.sum(-1) - 1).abs().max() > 1e-4
+        _hint(wrong, "Your weights don't add up to 1 in each cell.")
+        raise Hint(
+            f"At temperature {temperature:g} the largest weight should be {right.max():.3f}, not {given.max():.3f}."
+        )
+
+
+@checker
+def matching_pairs(answer):
+    """answer(pictures, texts, scale) -> InfoNCE in nats: (B, F) features of length 1, row i of both a pair; a float."""
+    for B, scale in ((4, 3.0), (7, 10.0), (3, 100.0)):
+        pictures, texts = (F.normalize(_random(B, 5, seed=seed), dim=1) for seed in (0, 1))
+        given, right = _number(answer(pictures, texts, scale)), _matching(pictures, texts, scale)
+        if abs(given - right) <= 1e-4 * max(1, right):
+            continue
+        _hint(not math.isfinite(given), "exp overflows. F.cross_entropy takes the logits themselves.")
+        hints = {
+            "captions": "You ask each picture for its caption. Ask each caption for its picture, too, and average.",
+            "pictures": "You ask each caption for its picture. Ask each picture for its caption, too, and average.",
+            "added": "You add the two directions. Average them.",
+            "summed": "You add up over the batch. Take the mean.",
+            "unscaled": "You leave out the scale. Multiply the similarities by it.",
+            "divided": "You divide by the scale. It is one over a temperature: multiply.",
+            "sign": "The sign is wrong: the loss is -log of a probability, and never below 0.",
+            "reversed": "Row i belongs to row i: the targets are 0, 1, 2, …",
+        }
+        for how, hint in hints.items():
+            _hint(abs(given - _matching(pictures, texts, scale, how)) <= 1e-4 * max(1, abs(given)), hint)
+        steps = "Cross-entropy of scale · pictures @ texts.T, by rows and by columns, averaged."
+        raise Hint(f"With {B} pairs you get {given:.3f}, and it should be {right:.3f}. {steps}")
+
+
+def _matching(pictures, texts, scale, how=""):
+    """The right figure, or what one gets by going wrong in the way called ``how``."""
+    scale, own = {"unscaled": 1, "divided": 1 / scale}.get(how, scale), torch.arange(len(pictures))
+    own = own.flip(0) if how == "reversed" else own
+    logits, together = scale * pictures @ texts.T, "sum" if how == "summed" else "mean"
+    both = [F.cross_entropy(side, own, reduction=together).item() for side in (logits, logits.T)]
+    wrong = {"captions": both[0], "pictures": both[1], "added": sum(both), "sign": -sum(both) / 2}
+    return wrong.get(how, sum(both) / 2)
