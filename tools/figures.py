@@ -132,7 +132,7 @@ def captions():
     rows = []
     for name, row in record["curve"].items():
         cells = [
-            f"{row['withheld']:.0%}{', few examples' * (name == 'few')}",
+            f"{row['withheld']:.0%}{', few examples' * name.startswith('few')}",
             f"{row['examples']:,}",
             f"{row['steps']:,}",
         ]

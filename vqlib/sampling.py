@@ -245,11 +245,8 @@ def start_tokens(transformer, labels, guidance, count="N"):
         checks.check_labels(labels, vocabulary.num_classes, count)
         start = vocabulary.num_codes + labels[:, None]
     recipe = getattr(transformer, "info", {}).get("recipe", {})  # loaded and trained models carry theirs
-    if (
-        recipe
-        and not (recipe.get("drop_class") or recipe.get("drop_caption"))
-        and (guidance != 1 or (start == vocabulary.end).any())
-    ):
+    dropped = recipe.get("drop_class") or recipe.get("drop_caption")
+    if recipe and not dropped and (guidance != 1 or (start == vocabulary.end).any()):
         remedy = "Use guidance=1 and labels, or load or train one with drop_class=0.1 (or drop_caption)"
         need = 'guidance other than 1, or a start with the end token, needs a Transformer that learned "any class"'
         raise ValueError(f"{need}. {remedy}")

@@ -33,6 +33,9 @@ GUIDANCE = 3.0  # chosen among 1, 2, 3 and 5 by the critic
 STEPS = 1290  # of 64 pictures, of each of the curve's models, rounded to whole epochs: 1,186 to 1,712
 
 
+CURVE = ("0", "1", "2", "4", "few 0", "few 1")  # so many words withheld; few: in as few examples as with 4
+
+
 def drawn(pair, facts, seed=0, batch_size=360, **knobs):
     """One picture for the whole caption of each row of facts."""
     texts, images = captions.write_captions(facts), []
@@ -88,20 +91,21 @@ def measure_real(pair, judge, test):
     }
 
 
-def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=20, **knobs):
+def measure_curve(train, vqvae, judge, folder, steps=STEPS, each=20, names=CURVE, **knobs):
     """Small models that never see 0, 1, 2 or 4 of seven words with each class, trained in whole epochs."""
-    rows = {}
-    total = int((~captions.withheld(dalle.described(train, CAPTIONS.turned)[1], 4)).sum())
-    for name, words, few in [("0", 0, False), ("1", 1, False), ("2", 2, False), ("4", 4, False), ("few", 0, True)]:
-        part = train
-        if few:  # as many pictures as are left with four words withheld, but of all combinations
-            part = train.subset(
-                torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: total * 3 // 4]
-            )
-        size = int((~captions.withheld(dalle.described(part, CAPTIONS.turned)[1], words)).sum())
+
+    def allowed(part, words):
+        return int((~captions.withheld(dalle.described(part, CAPTIONS.turned)[1], words)).sum())
+
+    rows, order = {}, torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    for name in names:
+        words, part = int(name.removeprefix("few ")), train
+        if name.startswith("few"):  # as many examples as are left with four words withheld
+            part = train.subset(order[: len(train) * allowed(train, 4) // allowed(train, words)])
+        size = allowed(part, words)
         epochs = max(1, round(steps * CAPTIONS.batch_size / size))
         recipe = dataclasses.replace(SMALL, withheld=words, epochs=epochs)
-        path = folder / f"curve-{name}.safetensors"
+        path = folder / f"curve-{name.replace(' ', '-')}.safetensors"
         model = train_captions(recipe, vqvae, part, path=path)
         facts = EVERY.repeat(each, 1)
         unseen = captions.withheld(facts, words)
