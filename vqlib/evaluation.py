@@ -73,10 +73,10 @@ def evaluate_decoder(decoder, vqvae: VQVAE, codes: torch.Tensor, pixels: torch.T
     return figures | {"pictures": len(images)}
 
 
-def mean_nats_per_code(transformer, codes, start, batch_size=500) -> float:
-    """-log p(code | start, codes before it), averaged: (N, 7, 7) int64, N ≥ 1; (N,) classes or (N, S) tokens."""
+def code_nats(transformer, codes, start, batch_size=500) -> torch.Tensor:
+    """-log p(code | start, codes before it), many at a time, as `sampling.code_log_probs`: (N, 49) float64, N ≥ 1."""
     parts = zip(codes.split(batch_size), start.split(batch_size), strict=True)
-    return -torch.cat([code_log_probs(transformer, *part).cpu() for part in parts]).double().mean().item()
+    return -torch.cat([code_log_probs(transformer, *part).cpu() for part in parts]).double()
 
 
 def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: torch.Tensor, batch_size=500) -> dict:
@@ -89,8 +89,7 @@ def evaluate_transformer(transformer: Transformer, codes: torch.Tensor, labels: 
     check_codes(codes, vocabulary.num_codes)
     check_whole("the number of codes", len(codes), 1)
     check_labels(labels, vocabulary.num_classes, len(codes))
-    parts = zip(codes.split(batch_size), labels.split(batch_size), strict=True)
-    nats = -torch.cat([code_log_probs(transformer, *part).cpu() for part in parts]).double()  # (N, 49)
+    nats = code_nats(transformer, codes, labels, batch_size)  # (N, 49)
     mean, by_position = nats.mean().item(), nats.mean(0).reshape(GRID, GRID).tolist()
     figures = {"nats_per_code": mean, "bits_per_picture": mean * CODES_PER_IMAGE / math.log(2)}
     return figures | {"nats_by_position": [[round(x, 4) for x in row] for row in by_position], "pictures": len(codes)}

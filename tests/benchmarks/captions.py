@@ -31,8 +31,6 @@ KINDS = ("brightness", "size", "orientation", "class")
 SMALL = dataclasses.replace(CAPTIONS, model=dataclasses.replace(CAPTIONS.model, d_model=128, n_heads=4, n_layers=4))
 GUIDANCE = 3.0  # chosen among 1, 2, 3 and 5 by the critic
 STEPS = 1290  # of 64 pictures, of each of the curve's models, rounded to whole epochs: 1,186 to 1,712
-
-
 CURVE = ("0", "1", "2", "4", "few 0", "few 1")  # so many words withheld; few: in as few examples as with 4
 
 
@@ -82,7 +80,7 @@ def measure_seen(pair, judge, each=40, **knobs):
 
 
 def measure_real(pair, judge, test):
-    """What can be reached: real pictures, and their copies."""
+    """For comparison: real pictures, and their copies."""
     pixels, facts = dalle.described(test, 1)
     copies = evaluation.reconstruct(pair.vqvae, encode_pixels(pair.vqvae, pixels))
     return {
@@ -191,29 +189,22 @@ def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     knobs = {"temperature": options.temperature}
     judge = checkpoints.load_classifier(options.judge, shipped=True)
-    soft = load_pair(shipped=True)
-    if options.decoder != "soft":
-        soft = soft.drawn_by(checkpoints.load_decoder(options.decoder, shipped=True, vqvae=soft.vqvae))
-    pair = None
-    if options.what != "curve":
-        tokenizer = load_pair(shipped=True).vqvae
-        pair = soft._replace(
-            transformer=checkpoints.load_transformer(options.model, name="captions", shipped=True, vqvae=tokenizer)
-        )
+    tokenizer = load_pair(shipped=True, decoder=options.decoder).vqvae
+    model = checkpoints.load_transformer(options.model, name="captions", shipped=True, vqvae=tokenizer)
+    pair = Pair(tokenizer, model)
     if options.what == "guided":
         figures = measure_seen(pair, judge, guidance=GUIDANCE, **knobs)
     elif options.what == "seen":
         figures = measure_seen(pair, judge, **knobs) | {"real": measure_real(pair, judge, data.load("test"))}
     elif options.what == "curve":
         options.folder.mkdir(parents=True, exist_ok=True)
-        figures = measure_curve(data.load("train"), soft.vqvae, judge, options.folder, **knobs)
+        figures = measure_curve(data.load("train"), tokenizer, judge, options.folder, **knobs)
     elif options.what == "choose":
         model = checkpoints.load_contrastive(options.contrastive, shipped=True)
         figures = measure_choice(pair, model, judge, data.load("test"), **knobs)
     elif options.what == "tokenizers":
-        plain = pair._replace(vqvae=tokenizer)
-        crisp = plain.drawn_by(checkpoints.load_decoder("crisp", shipped=True, vqvae=tokenizer))
-        tokenizers = {"VQ-VAE": plain, "VQ-VAE, crisp": crisp}
+        soft, crisp = (load_pair(shipped=True, decoder=name).vqvae for name in ("soft", "crisp"))
+        tokenizers = {"VQ-VAE": Pair(soft, model), "VQ-VAE, crisp": Pair(crisp, model)}
         if options.dvae_model:
             vqvae = checkpoints.load_dvae(options.dvae, shipped=True)
             model = checkpoints.load_transformer(options.dvae_model, name="captions", vqvae=vqvae)

@@ -9,7 +9,7 @@ from einops import rearrange
 from vqlib import captions, data, dvae
 from vqlib.checks import check_kinds
 from vqlib.contrastive import WORDS_ONLY, ContrastivePair, info_nce
-from vqlib.evaluation import mean_nats_per_code
+from vqlib.evaluation import code_nats
 from vqlib.tokens import encode_pixels
 from vqlib.training import distributed
 from vqlib.training.recipes import CaptionRecipe, ContrastiveRecipe, DVAERecipe
@@ -87,7 +87,7 @@ class CaptionStage(Stage):
         for name, which in (("nats_per_code", ~unseen), ("nats_per_code_unseen", unseen)):
             if which.any():
                 start = captions.text_tokens(captions.write_captions(facts[which]), self.recipe.model.vocabulary)
-                figures[name] = mean_nats_per_code(self.model, codes[which], start)
+                figures[name] = code_nats(self.model, codes[which], start).mean().item()
         return figures | {"pictures": len(codes)}
 
 

@@ -144,18 +144,9 @@ COSINE = {"schedule": "cosine", "warmup_steps": 200}
 MOVING = {"model": VQVAEConfig(quantizer="ema"), "beta": 1.0, "kmeans_init": True, "revive_below": 0.33}
 BEST_VQVAE = VQVAERecipe(name="best", epochs=10, batch_size=64, learning_rate=3e-3, **COSINE, **MOVING)
 GUIDED = {"model": TransformerConfig(dropout=0.0, qk_norm=True, tied=True), "drop_class": 0.1}
-BEST_TRANSFORMER = TransformerRecipe(
-    name="best",
-    epochs=2,
-    batch_size=64,
-    optimizer="muon",
-    learning_rate=3e-3,
-    weight_decay=0.1,
-    betas=(0.9, 0.95),
-    schedule="cosine",
-    warmup_steps=100,
-    **GUIDED,
-)
+MUON = {"optimizer": "muon", "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
+MUON |= {"schedule": "cosine", "warmup_steps": 100}
+BEST_TRANSFORMER = TransformerRecipe(name="best", epochs=2, **MUON, **GUIDED)
 RECIPES = {"original": (ORIGINAL_VQVAE, ORIGINAL_TRANSFORMER), "best": (BEST_VQVAE, BEST_TRANSFORMER)}
 
 # Further decoders for the codes of a tokenizer, chosen on the same 5,000 by the critic's FID and by sharpness.
@@ -174,18 +165,7 @@ DECODERS = {recipe.name: recipe for recipe in (CRISP, FABRICS)}
 STREAM = TransformerConfig(
     num_words=captions.NUM_WORDS, d_model=192, n_heads=6, n_layers=6, context=57, dropout=0.0, qk_norm=True, tied=True
 )
-CAPTIONS = CaptionRecipe(
-    name="captions",
-    epochs=3,
-    batch_size=64,
-    optimizer="muon",
-    learning_rate=3e-3,
-    weight_decay=0.1,
-    betas=(0.9, 0.95),
-    schedule="cosine",
-    warmup_steps=100,
-    model=STREAM,
-)
+CAPTIONS = CaptionRecipe(name="captions", epochs=3, **MUON, model=STREAM)
 CONTRASTIVE = ContrastiveRecipe(name="contrastive", epochs=6, batch_size=128, learning_rate=4e-3, **COSINE)
 
 # The tokenizer of DALL·E 1 itself, with as many codes.
